@@ -1,0 +1,61 @@
+"""The values that the controller's domain modules exchange: what the store loads and the mesh is computed from.
+
+They are not wire messages (no host sees them) and not rows (no SQL here).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from controller.wire.base import Address, Endpoint, NodeName, PublicKey, Tag
+from controller.wire.netmap import Mesh, NodeId
+from controller.wire.rest import NodeState
+
+__all__ = ["Change", "Fleet", "NodeRecord", "PolicyRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One node as every other part of the controller sees it. Only `active` nodes occur in anybody's map."""
+
+    id: NodeId
+    name: NodeName
+    kind: Literal["agent", "static"]
+    state: NodeState
+    tags: frozenset[Tag]
+    addresses: tuple[Address, ...]
+    public_key: PublicKey
+    endpoints: tuple[Endpoint, ...] = ()
+    behind_nat: bool = False  # the controller saw it at an address that it does not have: its peers get a keepalive
+    ephemeral: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRecord:
+    """The policy in force, as written. Empty text allows nothing."""
+
+    revision: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One committed mutation: produced by the store at commit, consumed by the mesh.
+
+    It states the present value of each object that changed (None: removed), so applying it twice is harmless and
+    two can be merged by keeping the later value of each object.
+    """
+
+    revision: int
+    nodes: Mapping[NodeId, NodeRecord | None] = field(default_factory=dict)
+    policy: PolicyRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Everything the mesh is computed from, at one revision."""
+
+    revision: int
+    mesh: Mesh
+    nodes: Mapping[NodeId, NodeRecord]
+    policy: PolicyRecord

@@ -1,0 +1,210 @@
+"""Resources of the REST API under `/api/v1`: what the routers answer and the typed client reads.
+
+Times are UTC, RFC 3339 on the wire. Lists are pages: `?limit=` (1-500, default 100), `?cursor=` from the page before.
+Errors are `Problem` (RFC 9457). Everything that can be edited carries an ETag of its `revision`.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
+
+from .base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
+from .netmap import Mesh, NodeId
+
+__all__ = [
+    "AuditEntry",
+    "EnrolmentKey",
+    "EnrolmentKeyCreate",
+    "EnrolmentKeyCreated",
+    "Health",
+    "MeshStatus",
+    "Node",
+    "NodePatch",
+    "NodeState",
+    "Page",
+    "PeerConfig",
+    "PolicyDocument",
+    "PolicyFinding",
+    "PolicyReport",
+    "PolicyWrite",
+    "Problem",
+    "StaticPeerCreate",
+]
+
+T = TypeVar("T")
+NodeState = Literal["pending", "active", "disabled"]
+
+
+class Page(Message, Generic[T]):
+    """One page; `next` is the cursor of the following one, None at the end."""
+
+    items: tuple[T, ...]
+    next: str | None = None
+
+
+class Problem(Message):
+    """RFC 9457. `type` is stable (`urn:wardmesh:problem:…`), `detail` names the value and the remedy."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    errors: tuple[dict[str, Any], ...] = ()
+
+
+class EnrolmentKeyCreate(Message):
+    """POST /enrolment-keys."""
+
+    tags: tuple[Tag, ...] = ()
+    uses: Annotated[int, Field(ge=1)] | None = Field(default=1, description="None for no limit")
+    ttl: Annotated[int, Field(ge=1, le=366 * 86400)] = Field(default=3600, description="seconds")
+    ephemeral: bool = Field(default=False, description="its nodes are removed when they stay away")
+    approved: bool = Field(default=True, description="False: each node waits for an admin's approval")
+    note: Annotated[str, Field(max_length=200)] = ""
+
+
+class EnrolmentKey(Message):
+    """A key as the controller remembers it: its public prefix, never the key."""
+
+    id: str
+    prefix: str
+    tags: tuple[Tag, ...]
+    uses: int | None
+    used: int
+    ephemeral: bool
+    approved: bool
+    note: str
+    created: datetime
+    expires: datetime
+    revoked: datetime | None = None
+
+
+class EnrolmentKeyCreated(Message):
+    """The only time that the key and its join string are shown."""
+
+    key: EnrolmentKey
+    join: str = Field(repr=False)
+
+
+class Node(Message):
+    """A member of the mesh: a host with agentd, or a static peer.
+
+    `in_force` is the revision that the host's kernel has; `online` means that its stream is open now.
+    """
+
+    id: NodeId
+    name: NodeName
+    kind: Literal["agent", "static"]
+    state: NodeState
+    tags: tuple[Tag, ...]
+    addresses: tuple[Address, ...]
+    public_key: PublicKey
+    endpoints: tuple[Endpoint, ...] = ()
+    ephemeral: bool = False
+    online: bool = False
+    in_force: Revision | None = None
+    error: str | None = None
+    backend: Literal["kernel", "userspace"] | None = None
+    agent_version: str | None = None
+    created: datetime
+    last_seen: datetime | None = None
+    revision: Revision
+
+
+class NodePatch(Message):
+    """PATCH /nodes/{id}, with If-Match. Absent fields stay."""
+
+    name: NodeName | None = None
+    tags: tuple[Tag, ...] | None = None
+    state: Literal["active", "disabled"] | None = Field(default=None, description="active approves or enables")
+    endpoints: tuple[Endpoint, ...] | None = Field(default=None, description="static peers only")
+
+
+class StaticPeerCreate(Message):
+    """POST /static-peers: anything that speaks WireGuard but runs no agentd."""
+
+    name: NodeName
+    public_key: PublicKey
+    tags: tuple[Tag, ...] = ()
+    addresses: tuple[Address, ...] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+class PeerConfig(Message):
+    """GET /static-peers/{id}/config: a wg-quick file without the private key, which never reaches the controller."""
+
+    node: NodeId
+    wg_quick: str
+
+
+class PolicyDocument(Message):
+    """GET /policy: the text in force, as it was written. Revision 0 with no text: nothing is allowed."""
+
+    revision: Revision
+    text: str
+    applied: datetime | None = None
+    actor: str | None = None
+
+
+class PolicyWrite(Message):
+    """PUT /policy (If-Match) and POST /policy/check: YAML or JSON."""
+
+    text: Annotated[str, Field(max_length=4 * 1024 * 1024)]
+
+
+class PolicyFinding(Message):
+    """One error or warning, with its place in the text (1-based)."""
+
+    severity: Literal["error", "warning"]
+    code: str
+    message: str
+    line: int | None = None
+    column: int | None = None
+
+
+class PolicyReport(Message):
+    """What checking a document found. `ok` means that applying it would be accepted."""
+
+    ok: bool
+    findings: tuple[PolicyFinding, ...] = ()
+    grants: int = 0
+    tests: int = 0
+
+
+class AuditEntry(Message):
+    """One mutation. `hash` is SHA-256 over the previous entry's hash and this entry's RFC 8785 canonical JSON."""
+
+    seq: int
+    time: datetime
+    actor: str
+    action: str
+    subject: str
+    old: Any = None
+    new: Any = None
+    previous: str
+    hash: str
+
+
+class Health(Message):
+    """GET /health, without authentication."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    detail: str = ""
+
+
+class MeshStatus(Message):
+    """GET /status."""
+
+    mesh: Mesh
+    version: str
+    revision: Revision
+    nodes: int
+    online: int
+    pending: int
+    behind: int = Field(description="online nodes whose kernel does not have the newest revision that concerns them")
+    policy_revision: Revision
+    addresses_used: int
+    addresses_total: int

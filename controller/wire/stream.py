@@ -1,0 +1,95 @@
+"""Frames of the agents' WebSocket, `wss://CONTROLLER/api/v1/stream`, as JSON text, one frame a message.
+
+The agent speaks first (`Hello`); the controller answers with `Snapshot`, or with `Delta` when it can resume, and then
+sends a `Delta` whenever the host's map changes. The agent answers each with `Applied` once its kernel has it.
+`Bye` comes before the controller closes the stream on purpose. Liveness is WebSocket ping and pong.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from .base import Endpoint, Message, PublicKey, Revision
+from .netmap import Delta, Netmap
+
+__all__ = [
+    "AgentFrame",
+    "Applied",
+    "Bye",
+    "ControllerFrame",
+    "DeltaFrame",
+    "Hello",
+    "HostReport",
+    "Report",
+    "Snapshot",
+    "agent_frame",
+    "controller_frame",
+]
+
+STREAM_PATH = "/api/v1/stream"
+PROTOCOL = "wardmesh.v1"  # the WebSocket subprotocol; a change that old agents cannot read changes it
+
+
+class HostReport(Message):
+    """What only the host knows. `endpoints`: where WireGuard can be reached, best first, without mesh addresses."""
+
+    agent_version: str
+    backend: Literal["kernel", "userspace"] = "kernel"
+    kernel: str = Field(default="", description="release, as `uname -r` prints it")
+    public_key: PublicKey
+    endpoints: tuple[Endpoint, ...] = ()
+    listen_port: Annotated[int, Field(ge=1, le=65535)] = 51820
+
+
+class Hello(Message):
+    """Opens the stream. `revision`: the map that the host holds, None for none; `mesh`: the id that map came from."""
+
+    type: Literal["hello"] = "hello"
+    revision: Revision | None = None
+    mesh: str | None = None
+    report: HostReport
+
+
+class Report(Message):
+    """The host's facts changed (an address appeared, the key was replaced)."""
+
+    type: Literal["report"] = "report"
+    report: HostReport
+
+
+class Applied(Message):
+    """The host's kernel has `revision` in force; with `error`, it does not, and the previous state stands."""
+
+    type: Literal["applied"] = "applied"
+    revision: Revision
+    error: str | None = None
+
+
+class Snapshot(Message):
+    """Replaces whatever map the host holds."""
+
+    type: Literal["snapshot"] = "snapshot"
+    netmap: Netmap
+
+
+class DeltaFrame(Message):
+    """Continues the map that the host holds."""
+
+    type: Literal["delta"] = "delta"
+    delta: Delta
+
+
+class Bye(Message):
+    """Why the controller closes. `retry` False: coming back is pointless until a person acts."""
+
+    type: Literal["bye"] = "bye"
+    reason: Literal["replaced", "removed", "disabled", "shutdown", "protocol"]
+    detail: str
+    retry: bool = True
+
+
+AgentFrame = Annotated[Hello | Report | Applied, Field(discriminator="type")]
+ControllerFrame = Annotated[Snapshot | DeltaFrame | Bye, Field(discriminator="type")]
+
+agent_frame: TypeAdapter[AgentFrame] = TypeAdapter(AgentFrame)
+controller_frame: TypeAdapter[ControllerFrame] = TypeAdapter(ControllerFrame)
