@@ -13,6 +13,10 @@ from .base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
 from .netmap import Mesh, NodeId
 
 __all__ = [
+    "AdminRole",
+    "AdminToken",
+    "AdminTokenCreate",
+    "AdminTokenCreated",
     "AuditEntry",
     "EnrolmentKey",
     "EnrolmentKeyCreate",
@@ -34,6 +38,7 @@ __all__ = [
 
 T = TypeVar("T")
 NodeState = Literal["pending", "active", "disabled"]
+AdminRole = Literal["admin", "read"]
 
 
 class Page(Message, Generic[T]):
@@ -171,6 +176,33 @@ class PolicyReport(Message):
     findings: tuple[PolicyFinding, ...] = ()
     grants: int = 0
     tests: int = 0
+
+
+class AdminTokenCreate(Message):
+    """POST /tokens."""
+
+    note: Annotated[str, Field(max_length=200)] = ""
+    role: AdminRole = "admin"
+    ttl: Annotated[int, Field(ge=1, le=366 * 86400)] | None = Field(default=None, description="seconds; None: no end")
+
+
+class AdminToken(Message):
+    """A token as the controller remembers it: its public prefix, never the token."""
+
+    id: str
+    prefix: str
+    role: AdminRole
+    note: str
+    created: datetime
+    expires: datetime | None = None
+    revoked: datetime | None = None
+
+
+class AdminTokenCreated(Message):
+    """The only time that the token is shown."""
+
+    token: AdminToken
+    secret: str = Field(repr=False, description="wma_…")
 
 
 class AuditEntry(Message):
