@@ -33,16 +33,11 @@ __all__ = [
     "PolicyReport",
     "PolicyWrite",
     "Problem",
-    "Role",
     "StaticPeerCreate",
-    "Token",
-    "TokenCreate",
-    "TokenCreated",
 ]
 
 T = TypeVar("T")
 NodeState = Literal["pending", "active", "disabled"]
-Role = Literal["admin", "read"]
 AdminRole = Literal["admin", "read"]
 
 
@@ -207,31 +202,6 @@ class AdminTokenCreated(Message):
     """The only time that the token is shown."""
 
     token: AdminToken
-    secret: str = Field(repr=False, description="wma_…")
-
-
-class TokenCreate(Message):
-    """POST /tokens."""
-
-    name: NodeName = Field(description="who or what will use it; the audit shows it as the actor")
-    role: Role = "read"
-    ttl: Annotated[int, Field(ge=1, le=10 * 366 * 86400)] | None = Field(default=None, description="seconds")
-
-
-class Token(Message):
-    """An admin token as the controller remembers it: never the token."""
-
-    id: str
-    name: NodeName
-    role: Role
-    created: datetime
-    expires: datetime | None = None
-
-
-class TokenCreated(Message):
-    """The only time that the token is shown."""
-
-    token: Token
     secret: str = Field(repr=False, description="wma_…")
 
 
