@@ -1,0 +1,51 @@
+"""What all tests share: the markers, and which kernel a test may run on.
+
+`tests/run` decides where each part runs and says so in $WARDMESH_KERNEL; a test started by hand runs where it is.
+"""
+
+import os
+import platform
+
+import pytest
+
+from tests.lab.kernel import has_wireguard
+
+MARKERS = {
+    "host_kernel": "needs no WireGuard in the kernel: tests/run runs it on the host even when the rest goes to a guest",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_report_header() -> str:
+    where = os.environ.get("WARDMESH_GUEST")
+    return f"kernel: {platform.release()}" + (f" (guest, {where})" if where else "")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need WireGuard cannot run where the kernel has none; said once per test, and only by hand.
+
+    `tests/run` never gets there: it sends them to the guest, and counts a part that ran nothing as failed.
+    """
+    keep_selected(config, items)
+    needing = [item for item in items if "kernel" in item.path.parts and not item.get_closest_marker("host_kernel")]
+    if not needing or has_wireguard():
+        return
+    reason = "this kernel has no WireGuard: run it with `tests/run kernel -- ...`"
+    for item in needing:
+        item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def keep_selected(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Apply $WARDMESH_SELECT: tests/run splits a part between host and guest by the host_kernel marker."""
+    select = os.environ.get("WARDMESH_SELECT")
+    if not select:
+        return
+    wanted = select == "host_kernel"
+    dropped = [item for item in items if (item.get_closest_marker("host_kernel") is not None) != wanted]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]

@@ -1,0 +1,66 @@
+"""The parts of the test suite and where each runs. A table and pure functions; starts nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+__all__ = ["PARTS", "Part", "Place", "Stage", "selected_paths", "stages", "test_files"]
+
+
+class Place(Enum):
+    """Where the tests of a stage run."""
+
+    HOST = "host"
+    GUEST = "guest"
+    VIRTUAL_TIME = "guest in virtual time"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A folder, or several, under tests/ that are run by one name. `packages`: what tests/setup must provide for it."""
+
+    name: str
+    folders: tuple[str, ...]
+    setup: tuple[str, ...] = ("base",)
+    needs_wireguard: bool = False
+    virtual_time: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of pytest. `select`: which tests of the part, by the host_kernel marker; empty for all."""
+
+    part: Part
+    place: Place
+    select: str = ""
+
+
+PARTS: tuple[Part, ...] = (
+    Part("unit", ("tests/unit",)),
+    Part("control", ("tests/control",), setup=("base", "control")),
+    Part("bench-tests", ("tests/runner", "tests/lab", "tests/bench", "tests/uml"), setup=("base", "kernel", "guest")),
+    Part("kernel", ("tests/kernel",), setup=("base", "kernel"), needs_wireguard=True),
+    Part("gateway", ("tests/gateway",), setup=("base", "kernel")),
+    Part("virtual-time", ("tests/virtual_time",), setup=("base", "kernel", "guest"), virtual_time=True),
+)
+
+
+def stages(part: Part, host_has_wireguard: bool) -> list[Stage]:
+    """Where the tests of `part` run on a host with or without WireGuard in its kernel."""
+    if part.virtual_time:
+        return [Stage(part, Place.VIRTUAL_TIME)]
+    if not part.needs_wireguard or host_has_wireguard:
+        return [Stage(part, Place.HOST)]
+    return [Stage(part, Place.GUEST, "not host_kernel"), Stage(part, Place.HOST, "host_kernel")]
+
+
+def test_files(part: Part, root: Path) -> list[Path]:
+    """The part's test modules; a part without any is not there yet."""
+    return sorted(path for folder in part.folders for path in (root / folder).rglob("test_*.py"))
+
+
+def selected_paths(part: Part, arguments: Sequence[str], root: Path) -> list[str]:
+    """The folders to give to pytest: none when the arguments already name a file or folder."""
+    named = any((root / argument.partition("::")[0]).exists() for argument in arguments if not argument.startswith("-"))
+    return [] if named else [folder for folder in part.folders if (root / folder).is_dir()]
