@@ -8,7 +8,7 @@ import re
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from .base import Address, Endpoint, Message, NodeName, PublicKey
 from .netmap import Mesh, NodeId
@@ -18,6 +18,7 @@ __all__ = ["EnrolRequest", "EnrolResponse", "JoinString", "JoinStringError", "Re
 _SCHEME: Final = "wmj1."
 _CHECK_LENGTH: Final = 6
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_TRIPLE: Final = TypeAdapter(tuple[str, str, str])
 
 
 class JoinStringError(ValueError):
@@ -39,7 +40,7 @@ class JoinString(Message):
     def encode(self) -> str:
         """One word, safe in shells and URLs, with a checksum so that a truncated copy is recognised as such."""
         body = json.dumps([self.url, self.ca, self.key], separators=(",", ":")).encode()
-        return _SCHEME + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
+        return _encode(body)
 
     @classmethod
     def decode(cls, text: str) -> "JoinString":
@@ -55,18 +56,30 @@ class JoinString(Message):
         except (binascii.Error, ValueError):
             raw = b""
         body, check = raw[:-_CHECK_LENGTH], raw[-_CHECK_LENGTH:]
-        if not body or _checksum(body) != check:
+        # The comparison with the one right spelling catches what base64 ignores: unused bits of the last character.
+        if not body or _checksum(body) != check or _encode(body) != text:
             raise JoinStringError("the join string is damaged (cut short or edited): copy it again, whole")
         try:
-            url, ca, key = json.loads(body)
-        except (ValueError, TypeError) as error:
+            url, ca, key = _TRIPLE.validate_json(body)
+        except ValidationError as error:
             raise JoinStringError("the join string is from a version of wardmesh that this one cannot read") from error
-        parts = urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname:
+        if not _is_https(url):
             raise JoinStringError(f"the join string names the controller {url!r}; it must be an https URL")
         if ca != "system" and not _SHA256.fullmatch(ca):
             raise JoinStringError("the join string's CA fingerprint is not a SHA-256: make a new one")
         return cls(url=url, ca=ca, key=key)
+
+
+def _is_https(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an unclosed bracket, a port that is no number
+        return False
+
+
+def _encode(body: bytes) -> str:
+    return _SCHEME + base64.urlsafe_b64encode(body + _checksum(body)).decode().rstrip("=")
 
 
 def _checksum(body: bytes) -> bytes:
