@@ -1,0 +1,50 @@
+"""Options that several commands share, and how their values are read."""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from controller.client.errors import InputError
+
+__all__ = ["FileArgument", "JsonFlag", "NodeArgument", "YesFlag", "build", "examples", "group", "seconds"]
+
+M = TypeVar("M", bound=BaseModel)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, also for errors.")]
+YesFlag = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+NodeArgument = Annotated[str, typer.Argument(metavar="NODE", help="Its name or id.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON; - is standard input.")]
+
+_SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_DURATION: Final = re.compile(r"([0-9]{1,9})([smhdw]?)")
+
+
+def group(help_text: str, *lines: str) -> typer.Typer:
+    """A group of commands; called without one, it prints its help."""
+    return typer.Typer(help=help_text, epilog=examples(*lines), no_args_is_help=True, rich_markup_mode="rich")
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n\n".join(("[bold]Examples[/bold]", *(f"  {line}" for line in lines)))
+
+
+def seconds(text: str) -> int:
+    """`90s`, `15m`, `12h`, `7d`, `2w`, or a bare number of seconds. Raises InputError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not int(match[1]):
+        raise InputError(f"{text!r} is not a duration: write it like 90s, 15m, 12h, 7d or 2w")
+    return int(timedelta(seconds=int(match[1]) * _SECONDS[match[2]]).total_seconds())
+
+
+def build(make: Callable[[], M]) -> M:
+    """A request from what a person typed; what the wire types refuse becomes an InputError."""
+    try:
+        return make()
+    except ValidationError as error:
+        raise InputError.from_validation(error) from error

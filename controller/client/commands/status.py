@@ -1,0 +1,38 @@
+"""status: the mesh in ten lines."""
+
+import typer
+
+from controller.client.output import detail, note, plain, print_json
+from controller.client.session import connect
+
+from .options import JsonFlag, examples
+
+__all__ = ["add_to"]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command to the top level."""
+    app.command(epilog=examples("wardmesh status", "wardmesh status --json"))(status)
+
+
+def status(json: JsonFlag = False) -> None:
+    """Show the mesh as the controller sees it."""
+    with connect() as controller:
+        found = controller.status()
+    if json:
+        print_json(found)
+        return
+    behind = f", {found.behind} behind the newest revision" if found.behind else ""
+    detail(
+        (
+            ("mesh", f"{found.mesh.name} ({found.mesh.id}), domain {found.mesh.domain}"),
+            ("controller", f"{controller.url}, version {plain(found.version)}"),
+            ("prefixes", f"{found.mesh.prefix4} {found.mesh.prefix6}"),
+            ("addresses", f"{found.addresses_used} of {found.addresses_total} in use"),
+            ("revision", str(found.revision)),
+            ("policy", f"revision {found.policy_revision}" if found.policy_revision else "none: nothing is allowed"),
+            ("nodes", f"{found.nodes}, {found.online} online{behind}"),
+        )
+    )
+    if found.pending:
+        note(f"{found.pending} waiting for approval: `wardmesh node list --state pending`")

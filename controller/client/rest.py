@@ -1,0 +1,313 @@
+"""The REST API as one class: a method a request, wire models in and out.
+
+Knows HTTP, not the terminal: it prints nothing and asks nothing. Synchronous; one instance is one connection pool.
+"""
+
+import re
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from controller.wire.base import check_name
+from controller.wire.rest import (
+    AdminToken,
+    AdminTokenCreate,
+    AdminTokenCreated,
+    AuditEntry,
+    EnrolmentKey,
+    EnrolmentKeyCreate,
+    EnrolmentKeyCreated,
+    Health,
+    MeshStatus,
+    Node,
+    NodePatch,
+    Page,
+    PeerConfig,
+    PolicyDocument,
+    PolicyReport,
+    PolicyWrite,
+    Problem,
+    StaticPeerCreate,
+)
+
+from .errors import BadAnswerError, NotFoundError, RefusedError, UnreachableError
+from .trust import TIMEOUT, tls_problem, unreachable
+
+__all__ = ["RestClient", "Tagged"]
+
+M = TypeVar("M", bound=BaseModel)
+
+_PAGE: Final = 500  # the API's largest page
+_ATTEMPTS: Final = 3
+_PAUSE: Final = 0.2  # seconds before the second attempt; doubles
+_EDIT_ATTEMPTS: Final = 5
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged(Generic[M]):
+    """A resource and the ETag that an edit of it must name."""
+
+    value: M
+    etag: str
+
+
+class RestClient:
+    """A controller's REST API.
+
+    `url` is `https://HOST[:PORT]`, `tls` decides which controller is believed. Every method raises ClientError:
+    RefusedError with the controller's problem, UnreachableError, UntrustedError, or BadAnswerError.
+    """
+
+    def __init__(self, url: str, token: str | None, tls: ssl.SSLContext) -> None:
+        self.url = url
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=f"{url}/api/v1/", headers=headers, verify=tls, timeout=TIMEOUT)
+
+    def __enter__(self) -> "RestClient":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # Health and status
+
+    def health(self) -> Health:
+        """GET /health; needs no token."""
+        return self._read(Health, self._send("GET", "health"))
+
+    def status(self) -> MeshStatus:
+        """GET /status."""
+        return self._read(MeshStatus, self._send("GET", "status"))
+
+    # Nodes
+
+    def nodes(
+        self, *, name: str | None = None, tag: str | None = None, state: str | None = None, kind: str | None = None
+    ) -> Iterator[Node]:
+        """GET /nodes, all pages."""
+        return self._pages(Node, "nodes", {"name": name, "tag": tag, "state": state, "kind": kind})
+
+    def node(self, node_id: str) -> Tagged[Node]:
+        """GET /nodes/{id}."""
+        return self._read_tagged(Node, self._send("GET", f"nodes/{_segment(node_id)}"))
+
+    def find_node(self, reference: str) -> Tagged[Node]:
+        """The node with this name or, when no node has it, with this id. Raises NotFoundError."""
+        # What is not a label cannot be a name; the controller would call such a filter an error.
+        named = next(self.nodes(name=reference), None) if _is_name(reference) else None
+        try:
+            return self.node(named.id if named else reference)
+        except (RefusedError, NotFoundError) as error:
+            if isinstance(error, RefusedError) and error.problem.status not in {404, 422}:
+                raise
+            raise NotFoundError(f"no node is named {reference!r} or has that id: see `wardmesh node list`") from error
+
+    def edit_node(self, node_id: str, change: Callable[[Node], NodePatch | None]) -> Node:
+        """PATCH /nodes/{id} with If-Match.
+
+        `change` states the intent: it is asked again with the newer node when somebody else was faster, and answers
+        None when nothing is left to do.
+        """
+
+        def attempt() -> Node:
+            current = self.node(node_id)
+            patch = change(current.value)
+            if patch is None:
+                return current.value
+            body = patch.model_dump(mode="json", exclude_unset=True)
+            answer = self._send("PATCH", f"nodes/{_segment(node_id)}", json=body, etag=current.etag)
+            return self._read(Node, answer)
+
+        return _again_when_stale(attempt)
+
+    def delete_node(self, node_id: str) -> None:
+        """DELETE /nodes/{id}."""
+
+        def attempt() -> None:
+            self._send("DELETE", f"nodes/{_segment(node_id)}", etag=self.node(node_id).etag)
+
+        _again_when_stale(attempt)
+
+    # Static peers
+
+    def create_peer(self, peer: StaticPeerCreate) -> Node:
+        """POST /static-peers."""
+        return self._read(Node, self._post("static-peers", peer))
+
+    def peer_config(self, node_id: str) -> PeerConfig:
+        """GET /static-peers/{id}/config."""
+        return self._read(PeerConfig, self._send("GET", f"static-peers/{_segment(node_id)}/config"))
+
+    # Enrolment keys
+
+    def create_key(self, key: EnrolmentKeyCreate) -> EnrolmentKeyCreated:
+        """POST /enrolment-keys. The join string is in this answer and never again."""
+        return self._read(EnrolmentKeyCreated, self._post("enrolment-keys", key))
+
+    def keys(self) -> Iterator[EnrolmentKey]:
+        """GET /enrolment-keys, all pages."""
+        return self._pages(EnrolmentKey, "enrolment-keys", {})
+
+    def key(self, key_id: str) -> EnrolmentKey:
+        """GET /enrolment-keys/{id}."""
+        return self._read(EnrolmentKey, self._send("GET", f"enrolment-keys/{_segment(key_id)}"))
+
+    def revoke_key(self, key_id: str) -> None:
+        """DELETE /enrolment-keys/{id}."""
+        self._send("DELETE", f"enrolment-keys/{_segment(key_id)}")
+
+    # Policy
+
+    def policy(self) -> Tagged[PolicyDocument]:
+        """GET /policy."""
+        return self._read_tagged(PolicyDocument, self._send("GET", "policy"))
+
+    def put_policy(self, policy: PolicyWrite, etag: str) -> PolicyDocument:
+        """PUT /policy with If-Match."""
+        answer = self._send("PUT", "policy", json=policy.model_dump(mode="json"), etag=etag)
+        return self._read(PolicyDocument, answer)
+
+    def check_policy(self, policy: PolicyWrite) -> PolicyReport:
+        """POST /policy/check; changes nothing."""
+        return self._read(PolicyReport, self._post("policy/check", policy))
+
+    # Audit
+
+    def audit(
+        self, *, action: str | None = None, subject: str | None = None, actor: str | None = None
+    ) -> Iterator[AuditEntry]:
+        """GET /audit, newest first, page by page as they are consumed."""
+        return self._pages(AuditEntry, "audit", {"action": action, "subject": subject, "actor": actor})
+
+    # Admin tokens
+
+    def create_token(self, token: AdminTokenCreate) -> AdminTokenCreated:
+        """POST /tokens. The token is in this answer and never again."""
+        return self._read(AdminTokenCreated, self._post("tokens", token))
+
+    def tokens(self) -> Iterator[AdminToken]:
+        """GET /tokens, all pages."""
+        return self._pages(AdminToken, "tokens", {})
+
+    def revoke_token(self, token_id: str) -> None:
+        """DELETE /tokens/{id}."""
+        self._send("DELETE", f"tokens/{_segment(token_id)}")
+
+    # HTTP
+
+    def _pages(self, model: type[M], path: str, query: dict[str, str | None]) -> Iterator[M]:
+        params = {key: value for key, value in query.items() if value is not None} | {"limit": str(_PAGE)}
+        while True:
+            page = self._read(Page[model], self._send("GET", path, params=params))  # type: ignore[valid-type]  # mypy cannot see a class in a variable
+            yield from page.items
+            if page.next is None:
+                return
+            params["cursor"] = page.next
+
+    def _post(self, path: str, body: BaseModel) -> httpx.Response:
+        # The key makes a repetition harmless: the controller answers the second request with the first one's result.
+        return self._send("POST", path, json=body.model_dump(mode="json"), idempotency_key=str(uuid.uuid4()))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        json: Any = None,
+        etag: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> httpx.Response:
+        headers = {"If-Match": etag} if etag is not None else {}
+        if idempotency_key is not None:
+            headers["Idempotency-Key"] = idempotency_key
+        repeatable = method == "GET" or idempotency_key is not None
+        pause = _PAUSE
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                answer = self._http.request(method, path, params=params, json=json, headers=headers)
+            except httpx.TransportError as error:
+                problem = tls_problem(self.url, error)
+                if problem is not None:
+                    raise problem from error
+                # Without a connection nothing was sent, so anything may be repeated; after that, only what is safe to.
+                safe = isinstance(error, httpx.ConnectError) or (
+                    repeatable and isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+                )
+                if not safe or attempt == _ATTEMPTS:
+                    raise UnreachableError(unreachable(self.url, error)) from error
+                time.sleep(pause)
+                pause *= 2
+            else:
+                return self._checked(answer)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _checked(self, answer: httpx.Response) -> httpx.Response:
+        if answer.is_success:
+            return answer
+        if answer.headers.get("content-type", "").startswith("application/problem+json"):
+            raise RefusedError(self._read(Problem, answer))
+        raise BadAnswerError(
+            f"{answer.request.method} {answer.request.url} answered {answer.status_code} {answer.reason_phrase}, "
+            "without the form that a controller's errors have: check the URL, and any proxy in front of it"
+        )
+
+    def _read(self, model: type[M], answer: httpx.Response) -> M:
+        try:
+            return model.model_validate_json(answer.content)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise BadAnswerError(
+                f"{answer.request.method} {answer.request.url} answered something that this version cannot read "
+                f"({place + ': ' if place else ''}{first['msg']}): check the URL and that both versions agree"
+            ) from error
+
+    def _read_tagged(self, model: type[M], answer: httpx.Response) -> Tagged[M]:
+        etag = answer.headers.get("etag")
+        if etag is None:
+            raise BadAnswerError(f"GET {answer.request.url} carries no ETag: a proxy in front of it may remove it")
+        return Tagged(self._read(model, answer), etag)
+
+
+R = TypeVar("R")
+
+
+def _again_when_stale(attempt: Callable[[], R]) -> R:
+    """Run a read-and-edit until no one else's edit falls between (412), a bounded number of times."""
+    for _ in range(_EDIT_ATTEMPTS - 1):
+        try:
+            return attempt()
+        except RefusedError as error:
+            if error.problem.status != 412:
+                raise
+    return attempt()
+
+
+def _segment(value: str) -> str:
+    """One path segment, whatever a person typed: a slash or `..` must not reach another resource."""
+    if not _ID.fullmatch(value):
+        raise NotFoundError(f"nothing has the id {value!r}: ids are of letters, digits, '-' and '_'")
+    return value
+
+
+def _is_name(value: str) -> bool:
+    try:
+        check_name(value)
+    except ValueError:
+        return False
+    return True
