@@ -28,7 +28,7 @@ app = typer.Typer(
         "wardmesh policy apply policy.yaml",
     ),
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     # A traceback with local variables could show a token.
     pretty_exceptions_enable=False,
 )
@@ -66,12 +66,19 @@ def run(arguments: Sequence[str]) -> int:
         print_problem(error, as_json=as_json)
         return error.exit_code
     except typer.TyperException as error:
-        print_problem(InputError(error.format_message()), as_json=as_json)
-        if not as_json:
-            print("`wardmesh --help`, or --help after the command, shows how it is used.", file=sys.stderr)
+        _print_usage_error(error, as_json=as_json)
         return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has gone; pointing stdout at nothing keeps the interpreter's last flush quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _print_usage_error(error: typer.TyperException, *, as_json: bool) -> None:
+    message = error.format_message().replace("Value error, ", "")
+    if not message:
+        return  # a group without a command: its help has been printed
+    context: typer.Context | None = getattr(error, "ctx", None)
+    command = context.command_path if context else "wardmesh"
+    print_problem(InputError(message.rstrip(".") + f". See `{command} --help`"), as_json=as_json)

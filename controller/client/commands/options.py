@@ -26,12 +26,13 @@ _DURATION: Final = re.compile(r"([0-9]{1,9})([smhdw]?)")
 
 def group(help_text: str, *lines: str) -> typer.Typer:
     """A group of commands; called without one, it prints its help."""
-    return typer.Typer(help=help_text, epilog=examples(*lines), no_args_is_help=True, rich_markup_mode="rich")
+    return typer.Typer(help=help_text, epilog=examples(*lines), no_args_is_help=True, rich_markup_mode="markdown")
 
 
 def examples(*lines: str) -> str:
     """The end of a command's help."""
-    return "\n\n".join(("[bold]Examples[/bold]", *(f"  {line}" for line in lines)))
+    # Two spaces at a line's end are Markdown's line break.
+    return "  \n".join(("**Examples**", *(f"`{line}`" for line in lines)))
 
 
 def seconds(text: str) -> int:
