@@ -5,11 +5,13 @@
 
 import os
 import platform
+from pathlib import Path
 
 import pytest
 
 from tests.lab.kernel import has_wireguard
 
+TESTS = Path(__file__).parent
 MARKERS = {
     "host_kernel": "needs no WireGuard in the kernel: tests/run runs it on the host even when the rest goes to a guest",
 }
@@ -31,7 +33,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     `tests/run` never gets there: it sends them to the guest, and counts a part that ran nothing as failed.
     """
     keep_selected(config, items)
-    needing = [item for item in items if "kernel" in item.path.parts and not item.get_closest_marker("host_kernel")]
+    needing = [item for item in items if _needs_wireguard(item)]
     if not needing or has_wireguard():
         return
     reason = "this kernel has no WireGuard: run it with `tests/run kernel -- ...`"
@@ -49,3 +51,7 @@ def keep_selected(config: pytest.Config, items: list[pytest.Item]) -> None:
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in dropped]
+
+
+def _needs_wireguard(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(TESTS / "kernel") and not item.get_closest_marker("host_kernel")

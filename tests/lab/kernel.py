@@ -3,14 +3,36 @@
 import shutil
 import subprocess
 from functools import cache
+from typing import Final
 
-__all__ = ["has_wireguard"]
+__all__ = ["has_wireguard", "missing_features"]
+
+# What the kernel tests build on: a command for each, run in a network namespace that ends with it.
+_PROBES: Final = {
+    "WireGuard": "ip link add probe type wireguard",
+    "veth": "ip link add probe type veth",
+    "bridge": "ip link add probe type bridge",
+    "nftables": "nft add table inet probe",
+    "netem": "tc qdisc add dev lo root netem delay 1ms",
+}
+
+
+@cache
+def missing_features() -> tuple[str, ...]:
+    """What this kernel lacks of what the kernel tests need; empty when they can run on it."""
+    return tuple(name for name, command in _PROBES.items() if not _works(command))
 
 
 @cache
 def has_wireguard() -> bool:
-    """True when this kernel makes WireGuard links. Tried in a network namespace that ends with the probe."""
-    if not shutil.which("ip"):
+    """True when this kernel makes WireGuard links."""
+    return _works(_PROBES["WireGuard"])
+
+
+def _works(command: str) -> bool:
+    tool = command.split()[0]
+    if not shutil.which(tool):
         return False
-    probe = ["unshare", "--net", "--", "ip", "link", "add", "wgprobe", "type", "wireguard"]
-    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(["unshare", "--net", "--", *command.split()], capture_output=True, check=False).returncode == 0
+    )

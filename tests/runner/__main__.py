@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.kernel import has_wireguard
+from tests.lab.kernel import missing_features
 from tests.runner import parts, report
 from tests.runner.isolation import isolated
 from tests.runner.parts import PARTS, Part, Place, Stage
@@ -30,13 +30,15 @@ def main() -> int:
     outcomes: dict[str, Outcome] = {}
     places: dict[str, str] = {}
     interrupted = False
-    with tempfile.TemporaryDirectory(prefix="wardmesh-run-") as results:
+    with tempfile.TemporaryDirectory(prefix="wm-") as results:
         for part in chosen:
-            if not parts.test_files(part, ROOT):
+            files = parts.test_files(part, ROOT)
+            if not files:
                 if explicit:
                     outcomes[part.name], places[part.name] = Outcome(broken="it has no tests"), "-"
                 continue
-            planned = parts.stages(part, has_wireguard())
+            has_host_tests = any("host_kernel" in file.read_text() for file in files)
+            planned = parts.stages(part, host_suits=not missing_features(), has_host_tests=has_host_tests)
             try:
                 finished = [run(stage, arguments, Path(results)) for stage in planned]
             except KeyboardInterrupt:
@@ -81,8 +83,10 @@ def run(stage: Stage, arguments: Sequence[str], results: Path) -> Outcome:
     if stage.place is Place.VIRTUAL_TIME:
         pytest += ["-o", "timeout=0"]  # it would count the guest's seconds, of which there are millions
     pytest += parts.selected_paths(stage.part, arguments, ROOT)
+    temporary = results / "t"
+    temporary.mkdir(exist_ok=True)
     command = (
-        isolated(pytest)
+        isolated(pytest, temporary)
         if stage.place is Place.HOST
         else [
             *(str(ROOT / "tests/uml/run"), "--share", str(results), "--timeout", str(STAGE_SECONDS)),
@@ -130,7 +134,7 @@ def kernel_name(place: Place) -> str:
 
 def _reason(stage: Stage) -> str:
     if stage.place is Place.GUEST:
-        return f"; the host's {platform.release()} has no WireGuard"
+        return f"; the host's {platform.release()} lacks {' and '.join(missing_features())}"
     return " (userspace backend and other tests that need no WireGuard in the kernel)" if stage.select else ""
 
 

@@ -18,12 +18,15 @@ class Place(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder, or several, under tests/ that are run by one name. `packages`: what tests/setup must provide for it."""
+    """A folder, or several, under tests/ that are run by one name.
+
+    `setup`: what tests/setup must provide. `needs_kernel`: runs where the kernel has WireGuard and netem.
+    """
 
     name: str
     folders: tuple[str, ...]
     setup: tuple[str, ...] = ("base",)
-    needs_wireguard: bool = False
+    needs_kernel: bool = False
     virtual_time: bool = False
 
 
@@ -39,20 +42,25 @@ class Stage:
 PARTS: tuple[Part, ...] = (
     Part("unit", ("tests/unit",)),
     Part("control", ("tests/control",), setup=("base", "control")),
-    Part("bench-tests", ("tests/runner", "tests/lab", "tests/bench", "tests/uml"), setup=("base", "kernel", "guest")),
-    Part("kernel", ("tests/kernel",), setup=("base", "kernel"), needs_wireguard=True),
+    Part("bench-tests", ("tests/runner", "tests/bench", "tests/uml"), setup=("base", "kernel", "guest")),
+    Part("lab", ("tests/lab",), setup=("base", "kernel"), needs_kernel=True),
+    Part("kernel", ("tests/kernel",), setup=("base", "kernel"), needs_kernel=True),
     Part("gateway", ("tests/gateway",), setup=("base", "kernel")),
     Part("virtual-time", ("tests/virtual_time",), setup=("base", "kernel", "guest"), virtual_time=True),
 )
 
 
-def stages(part: Part, host_has_wireguard: bool) -> list[Stage]:
-    """Where the tests of `part` run on a host with or without WireGuard in its kernel."""
+def stages(part: Part, *, host_suits: bool, has_host_tests: bool) -> list[Stage]:
+    """Where the tests of `part` run on a host whose kernel has, or lacks, what the kernel tests need.
+
+    `has_host_tests`: the part has tests with the host_kernel marker.
+    """
     if part.virtual_time:
         return [Stage(part, Place.VIRTUAL_TIME)]
-    if not part.needs_wireguard or host_has_wireguard:
+    if not part.needs_kernel or host_suits:
         return [Stage(part, Place.HOST)]
-    return [Stage(part, Place.GUEST, "not host_kernel"), Stage(part, Place.HOST, "host_kernel")]
+    guest = Stage(part, Place.GUEST, "not host_kernel")
+    return [guest, Stage(part, Place.HOST, "host_kernel")] if has_host_tests else [guest]
 
 
 def test_files(part: Part, root: Path) -> list[Path]:

@@ -1,0 +1,89 @@
+"""A network namespace with what else makes a machine: a host name, its own /run and /sys.
+
+So several hosts of one lab run the same daemons with the same paths under /run, as real hosts do. Other files are
+shared with the machine that runs the tests. Knows nothing of topologies.
+"""
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+from tests.lab.namespaces import Namespace, set_namespace
+
+__all__ = ["Machine"]
+
+T = TypeVar("T")
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_FS: Final = 0x00000200
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Machine(Namespace):
+    """A namespace of each kind that the daemons look at, held open by this process: they end with it."""
+
+    def __init__(self, name: str, hostname: str, run_directory: Path) -> None:
+        super().__init__(name)
+        self._run_directory = run_directory
+        self._hostname = hostname
+        self._descriptors = _on_a_thread(self._make)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` on this machine, on a thread of its own. Its working directory there is /."""
+
+        def body() -> T:
+            _check("unshare", CLONE_FS)  # setns(2) changes the mounts only of who shares its root with nobody
+            for descriptor, kind in zip(self._descriptors, (CLONE_NEWNS, CLONE_NEWUTS), strict=True):
+                set_namespace(descriptor, kind)
+            with self.enter():
+                return function()
+
+        return _on_a_thread(body)
+
+    def delete(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        super().delete()
+
+    def _make(self) -> tuple[int, int]:
+        """On a thread that becomes the machine's first; the namespaces live on in the descriptors."""
+        _check("unshare", CLONE_NEWNS | CLONE_NEWUTS)
+        _mount("none", "/", None, MS_REC | MS_PRIVATE)
+        with self.enter():
+            _mount("sysfs", "/sys", "sysfs")
+        _mount(str(self._run_directory), "/run", None, MS_BIND)
+        name = self._hostname.encode()
+        _check("sethostname", name, len(name))
+        return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), os.open("/proc/thread-self/ns/uts", os.O_RDONLY)
+
+
+def _on_a_thread(function: Callable[[], T]) -> T:
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
+            errors.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int = 0) -> None:
+    _check("mount", source.encode(), target.encode(), kind.encode() if kind else None, flags, None)
+
+
+def _check(function: str, *arguments: object) -> None:
+    if getattr(_libc, function)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function}{arguments}: {os.strerror(number)}")
