@@ -30,9 +30,7 @@ def has_wireguard() -> bool:
 
 
 def _works(command: str) -> bool:
-    tool = command.split()[0]
-    if not shutil.which(tool):
+    words = command.split()
+    if not shutil.which(words[0]):
         return False
-    return (
-        subprocess.run(["unshare", "--net", "--", *command.split()], capture_output=True, check=False).returncode == 0
-    )
+    return subprocess.run(["unshare", "--net", "--", *words], capture_output=True, check=False).returncode == 0
