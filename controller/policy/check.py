@@ -1,0 +1,126 @@
+"""What a person is told about a policy text before it is put in force: errors, warnings, and its own tests' results.
+
+The only part of the package that looks at the fleet. Not run at start-up: see `parse`.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from controller.records import Fleet
+from controller.wire.rest import PolicyReport
+
+from .document import Document, Grant, Group, Selector, Test
+from .findings import Findings, PolicyError, suggestion
+from .model import Member
+from .parse import parse_into, services
+from .population import Population
+from .trial import Trial
+
+__all__ = ["check"]
+
+
+def check(text: str, fleet: Fleet, now: float | None = None) -> PolicyReport:
+    """Report on `text` as a policy for `fleet`. Never raises for what the text holds.
+
+    `ok` is True when there is no error: every name exists and every test of the document passes. Warnings (selectors
+    that match nobody, grants without effect) do not stop a write. `now`: seconds since the epoch, for `expires`.
+    """
+    findings = Findings()
+    try:
+        document = parse_into(text, findings)
+    except PolicyError as error:
+        return PolicyReport(ok=False, findings=error.findings)
+    if not findings.has_errors:
+        _Check(document, fleet, time.time() if now is None else now, findings).run()
+    return PolicyReport(
+        ok=not findings.has_errors,
+        findings=findings.in_order(),
+        grants=len(document.grants),
+        tests=len(document.tests),
+    )
+
+
+class _Check:
+    def __init__(self, document: Document, fleet: Fleet, now: float, findings: Findings) -> None:
+        self._document = document
+        self._now = now
+        self._findings = findings
+        # A node that waits for approval or is disabled has a name, and none of its packets pass.
+        self._names = {node.name for node in fleet.nodes.values()}
+        self._population = Population(
+            document,
+            (Member(node.name, node.tags, node.addresses) for node in fleet.nodes.values() if node.state == "active"),
+        )
+
+    def run(self) -> None:
+        for selector in self._selectors():
+            self._name(selector)
+        if self._findings.has_errors:
+            return  # tests over unknown names would only repeat them
+        seen: dict[object, Grant] = {}
+        for grant in self._document.grants:
+            self._grant(grant, seen)
+        trial = Trial(self._document, self._population, self._now)
+        for test in self._document.tests:
+            failures = trial.failures(test)
+            if failures is None:
+                self._findings.warning(
+                    "idle-test", "this test speaks about nobody: no such nodes are active", test.place
+                )
+            for failure in failures or ():
+                self._findings.error("test-failed", failure.sentence(), failure.entry.place)
+
+    def _selectors(self) -> Iterator[Selector]:
+        groups: Iterable[Group] = self._document.groups.values()
+        yield from (member for group in groups for member in group.members)
+        parts: Sequence[Grant | Test] = (*self._document.grants, *self._document.tests)
+        yield from (selector for part in parts for selector in (*part.from_, *part.to))
+
+    def _name(self, selector: Selector) -> None:
+        known = selector.name in self._names
+        if selector.kind == "node" and not known:
+            names = [*self._names, *self._document.hosts, *self._document.groups] if selector.bare else self._names
+            near = suggestion(selector.name, names)
+            what = "node, host or group" if selector.bare else "node"
+            self._findings.error("unknown-node", f"there is no {what} {selector.name!r}{near}", selector.place)
+        if selector.kind in ("host", "group") and selector.bare and known:
+            self._findings.warning(
+                "ambiguous",
+                f"{selector.name!r} means the {selector.kind} here, and a node has that name, too:"
+                f" write {selector.key} or node:{selector.name}",
+                selector.place,
+            )
+
+    def _grant(self, grant: Grant, seen: dict[object, Grant]) -> None:
+        what = frozenset(s.key for s in grant.from_), frozenset(s.key for s in grant.to), services(grant.ip)
+        first = seen.setdefault(what, grant)
+        if first is not grant:
+            self._findings.warning("duplicate-grant", f"line {first.place.line} grants the same", grant.place)
+        if grant.expires is not None and grant.expires <= self._now:
+            self._findings.warning("expired", "this grant has expired: it allows nothing", grant.place)
+        if any(s.kind == "any" for s in grant.from_) and any(s.kind == "any" for s in grant.to):
+            self._findings.warning("everyone", "this grant is from every node to every node", grant.place)
+        for selector in (*grant.from_, *grant.to):
+            if not self._population.matching(selector):
+                self._findings.warning("empty-selector", self._emptiness(selector), selector.place)
+        from_, to = (frozenset().union(*map(self._population.matching, side)) for side in (grant.from_, grant.to))
+        if from_ and to and from_ == to and len(from_) == 1:
+            (only,) = from_
+            self._findings.warning(
+                "unreachable",
+                f"only {only.name!r} is on both sides, and a node's traffic with itself is not filtered",
+                grant.place,
+            )
+        elif not from_ or not to:
+            side = "from" if not from_ else "to"
+            self._findings.warning(
+                "unreachable", f"nobody matches {side!r}: this grant allows nothing now", grant.place
+            )
+
+    def _emptiness(self, selector: Selector) -> str:
+        if selector.kind == "tag":
+            near = suggestion(selector.key, (tag for member in self._population.members for tag in member.tags))
+            return f"no active node has {selector.key}{near}"
+        if selector.kind == "node":
+            return f"the node {selector.name!r} is not active"
+        return f"no active node matches {selector.key}"

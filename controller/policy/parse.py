@@ -1,0 +1,276 @@
+"""Policy text to `Document`: the grammar of the language, section by section.
+
+Judges the text alone. Whether its names exist in the mesh is asked by `check`, when somebody writes a policy, and
+never at start-up: a node that was renamed must not lock the server out.
+"""
+
+import hashlib
+import ipaddress
+import json
+from collections import Counter
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Final
+
+from controller.wire.base import check_name, check_tag
+from controller.wire.netmap import PortRange, Protocol
+
+from .document import ANYONE, Allowance, Document, Grant, Group, Host, Network, Selector, Tag, Test
+from .findings import Findings, suggestion
+from .ports import Ports, merge
+from .reader import Reader
+from .tree import Text, Tree, read_tree
+
+__all__ = ["parse", "parse_into", "services"]
+
+_SECTIONS: Final = ("hosts", "tags", "groups", "grants", "tests")
+_MAX_NOTE: Final = 500
+
+
+def parse(text: str) -> Document:
+    """The document that `text` (YAML or JSON) states; empty text is the empty document, which allows nothing.
+
+    Raises PolicyError with every fault that could be found, each with its line and column.
+    """
+    findings = Findings()
+    document = parse_into(text, findings)
+    findings.raise_errors()
+    return document
+
+
+def parse_into(text: str, findings: Findings) -> Document:
+    """Like `parse`, but notes faults in `findings` and answers with what remains. Raises PolicyError for bad syntax."""
+    tree = read_tree(text)
+    return Document() if tree is None else _Parser(findings).document(tree)
+
+
+def services(ip: Sequence[Allowance]) -> tuple[tuple[Protocol, Ports], ...]:
+    """What entries of `ip` allow, by protocol, in the one order and form that everything else uses."""
+    found: dict[Protocol, list[PortRange]] = {}
+    for entry in ip:
+        protocols: tuple[Protocol, ...] = ("icmp", "tcp", "udp") if entry.protocol == "*" else (entry.protocol,)
+        for protocol in protocols:
+            found.setdefault(protocol, []).append(entry.ports)
+    return tuple(sorted((protocol, () if protocol == "icmp" else merge(ports)) for protocol, ports in found.items()))
+
+
+class _Parser(Reader):
+    def __init__(self, findings: Findings) -> None:
+        super().__init__(findings)
+        self._hosts: dict[str, Host] = {}
+        self._tags: dict[str, Tag] | None = None
+        self._groups: dict[str, Group] = {}
+        self._group_names: set[str] = set()
+        self._grant_ids: Counter[str] = Counter()
+
+    def document(self, tree: Tree) -> Document:
+        sections = self.fields(tree, "the document", _SECTIONS)
+        # Names first: a bare selector means whatever the document itself declares under that name.
+        for key, value in self._section(sections, "hosts"):
+            self._host(key, value)
+        groups = self._section(sections, "groups")
+        self._group_names = {name for key, _ in groups if (name := _strip(key.value, "group:"))}
+        if "tags" in sections:
+            self._tags = {}
+            for key, value in self._section(sections, "tags"):
+                self._tag(key, value)
+        for key, value in groups:
+            self._group(key, value)
+        grants = [self._grant(item) for item in self.sequence(sections.get("grants"), "grants")]
+        tests = [self._test(item) for item in self.sequence(sections.get("tests"), "tests")]
+        return Document(
+            hosts=MappingProxyType(self._hosts),
+            tags=None if self._tags is None else MappingProxyType(self._tags),
+            groups=MappingProxyType(self._groups),
+            grants=tuple(grant for grant in grants if grant is not None),
+            tests=tuple(test for test in tests if test is not None),
+        )
+
+    def _section(self, sections: dict[str, Tree], name: str) -> list[tuple[Text, Tree]]:
+        return list(self.entries(sections[name], name)) if name in sections else []
+
+    # Names
+
+    def _host(self, key: Text, value: Tree) -> None:
+        name = self._declared(key, "host:", self._hosts)
+        text = self.text(value, f"the prefix of {key.value!r}")
+        prefix = self.checked(text, _network, "prefix") if text is not None else None
+        if name is not None and prefix is not None:
+            self._hosts[name] = Host(name, prefix, key.place)
+
+    def _tag(self, key: Text, value: Tree) -> None:
+        name = self._declared(key, "tag:", self._tags or {})
+        is_empty = isinstance(value, Text) and value.is_null
+        items = () if is_empty else self.sequence(value, f"the owners of {key.value!r}")
+        owners = tuple(owner for item in items if (owner := self._owner(item)) is not None)
+        if name is not None and self._tags is not None:
+            self._tags[name] = Tag(name, owners, key.place)
+
+    def _owner(self, item: Tree) -> str | None:
+        text = self.text(item, "an owner")
+        if text is None:
+            return None
+        group = _strip(text.value, "group:")
+        if group != text.value and group not in self._group_names:
+            near = suggestion(group, self._group_names)
+            self.findings.error("unknown-group", f"there is no group {group!r}{near}", text.place)
+            return None
+        return text.value
+
+    def _group(self, key: Text, value: Tree) -> None:
+        name = self._declared(key, "group:", self._groups)
+        members = self.one_or_more(value, f"group {key.value!r}", self._member)
+        if name is not None:
+            self._groups[name] = Group(name, members, key.place)
+
+    def _member(self, text: Text) -> Selector | None:
+        selector = self._selector(text)
+        if selector is not None and selector.kind in ("group", "any"):
+            self.findings.error("group-member", f"{text.value!r}: a group holds tags, nodes and hosts", text.place)
+            return None
+        return selector
+
+    def _declared(
+        self, key: Text, prefix: str, known: dict[str, Host] | dict[str, Tag] | dict[str, Group]
+    ) -> str | None:
+        """The name that a key declares; `tag:web` and `web` are the same key of `tags`, and so for the others."""
+        stripped = Text(_strip(key.value, prefix), key.place)
+        name = self.checked(stripped, check_name, "name")
+        if name is None:
+            return None
+        if name in known:
+            first = known[name].place.line
+            self.findings.error("duplicate-key", f"{key.value!r} is already given on line {first}", key.place)
+            return None
+        if prefix == "group:" and name in self._hosts:
+            first = self._hosts[name].place.line
+            self.findings.error("ambiguous", f"{name!r} is also a host (line {first}): rename one", key.place)
+        return name
+
+    # Selectors
+
+    def _selector(self, text: Text) -> Selector | None:
+        value = text.value
+        if value == ANYONE:
+            return Selector("any", "", text.place)
+        kind, colon, name = value.partition(":")
+        if not colon:
+            return self._bare(text)
+        if kind == "tag":
+            return self._tag_selector(text)
+        if kind in ("node", "host", "group"):
+            return self._named(kind, Text(name, text.place))
+        near = suggestion(kind, ("tag", "node", "host", "group"))
+        self.findings.error(
+            "selector",
+            f"{value!r}: {kind!r} is no kind of selector{near}; use tag:, node:, host:, group: or *",
+            text.place,
+        )
+        return None
+
+    def _tag_selector(self, text: Text) -> Selector | None:
+        tag = self.checked(text, check_tag, "selector")
+        if tag is None:
+            return None
+        name = _strip(tag, "tag:")
+        if self._tags is not None and name not in self._tags:
+            near = suggestion(tag, (f"tag:{known}" for known in self._tags))
+            self.findings.error("unknown-tag", f"{tag!r} is not declared under tags{near}", text.place)
+            return None
+        return Selector("tag", name, text.place)
+
+    def _named(self, kind: str, text: Text) -> Selector | None:
+        name = self.checked(text, check_name, "selector")
+        if name is None:
+            return None
+        if kind == "node":
+            return Selector("node", name, text.place)
+        known: set[str] = set(self._hosts) if kind == "host" else self._group_names
+        if name not in known:
+            near = suggestion(name, known)
+            self.findings.error(f"unknown-{kind}", f"there is no {kind} {name!r}{near}", text.place)
+            return None
+        return Selector("host" if kind == "host" else "group", name, text.place)
+
+    def _bare(self, text: Text) -> Selector | None:
+        name = self.checked(text, check_name, "selector")
+        if name is None:
+            return None
+        if name in self._hosts:
+            return Selector("host", name, text.place, bare=True)
+        if name in self._group_names:
+            return Selector("group", name, text.place, bare=True)
+        return Selector("node", name, text.place, bare=True)
+
+    # Grants and tests
+
+    def _grant(self, tree: Tree) -> Grant | None:
+        fields = self.fields(tree, "a grant", ("from", "to", "ip", "note", "expires"))
+        if not self._has(fields, ("from", "to", "ip"), "a grant", tree):
+            return None
+        from_ = self.one_or_more(fields["from"], "from", self._selector)
+        to = self.one_or_more(fields["to"], "to", self._selector)
+        ip = self.one_or_more(fields["ip"], "ip", self.allowance)
+        expires = self.instant(fields["expires"]) if "expires" in fields else None
+        return Grant(
+            id=self._grant_id(from_, to, ip),
+            from_=from_,
+            to=to,
+            ip=ip,
+            note=self._note(fields.get("note")),
+            expires=expires,
+            place=tree.place,
+        )
+
+    def _grant_id(self, from_: Sequence[Selector], to: Sequence[Selector], ip: Sequence[Allowance]) -> str:
+        """From what is granted to whom; the same grant written twice gets a number."""
+        what = [sorted(s.key for s in from_), sorted(s.key for s in to), services(ip)]
+        base = "g" + hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+        self._grant_ids[base] += 1
+        number = self._grant_ids[base]
+        return base if number == 1 else f"{base}-{number}"
+
+    def _note(self, tree: Tree | None) -> str:
+        text = self.text(tree, "note") if tree is not None else None
+        if text is not None and len(text.value) > _MAX_NOTE:
+            self.findings.error("note", f"the note has {len(text.value)} characters; {_MAX_NOTE} fit", text.place)
+        return text.value if text is not None else ""
+
+    def _test(self, tree: Tree) -> Test | None:
+        fields = self.fields(tree, "a test", ("from", "to", "accept", "deny"))
+        if not self._has(fields, ("from", "to"), "a test", tree):
+            return None
+        if "accept" not in fields and "deny" not in fields:
+            self.findings.error("missing-key", "a test needs accept, deny or both, like accept: [tcp:443]", tree.place)
+        accept, deny = (
+            self.one_or_more(fields[key], key, self.allowance) if key in fields else () for key in ("accept", "deny")
+        )
+        return Test(
+            from_=self.one_or_more(fields["from"], "from", self._selector),
+            to=self.one_or_more(fields["to"], "to", self._selector),
+            accept=accept,
+            deny=deny,
+            place=tree.place,
+        )
+
+    def _has(self, fields: dict[str, Tree], needed: tuple[str, ...], what: str, tree: Tree) -> bool:
+        missing = [key for key in needed if key not in fields]
+        if missing and not (isinstance(tree, Text) and tree.is_null):
+            self.findings.error("missing-key", f"{what} needs {' and '.join(missing)}", tree.place)
+        elif missing:
+            self.findings.error("type", f"{what} is empty: fill it in or remove the dash", tree.place)
+        return not missing
+
+
+def _strip(value: str, prefix: str) -> str:
+    return value.removeprefix(prefix)
+
+
+def _network(value: str) -> Network:
+    """A prefix, or one address."""
+    if "%" in value:
+        raise ValueError(f"{value!r}: a mesh prefix has no scope, remove {value[value.index('%') :]!r}")
+    try:
+        return ipaddress.ip_network(value, strict=True)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a prefix or an address: {error}") from error

@@ -1,0 +1,93 @@
+"""Fleets and documents for the tests of policy and mesh: by hand, and drawn by hypothesis."""
+
+import base64
+import json
+from collections.abc import Iterable
+
+from hypothesis import strategies as st
+
+from controller.records import Fleet, NodeRecord, PolicyRecord
+from controller.wire.netmap import Mesh
+
+MESH = Mesh(id="mesh1", name="mesh", prefix4="100.64.0.0/16", prefix6="fd00:1::/48")
+NOW = 1_800_000_000.0
+
+
+def key(number: int) -> str:
+    """A public key; any 32 bytes that are not of low order are one."""
+    return base64.b64encode(number.to_bytes(4, "big") * 8).decode()
+
+
+def node(number: int, *tags: str, **changes: object) -> NodeRecord:
+    """Node `nNUMBER`, named `hNUMBER`, with an address of each family."""
+    facts: dict[str, object] = {
+        "id": f"n{number}",
+        "name": f"h{number}",
+        "kind": "agent",
+        "state": "active",
+        "tags": frozenset(f"tag:{tag}" for tag in tags),
+        "addresses": (f"100.64.{number >> 8}.{number & 255}", f"fd00:1::{number:x}"),
+        "public_key": key(number),
+    }
+    return NodeRecord(**(facts | changes))  # type: ignore[arg-type]
+
+
+def fleet(nodes: Iterable[NodeRecord], text: str = "", revision: int = 1) -> Fleet:
+    return Fleet(revision=revision, mesh=MESH, nodes={n.id: n for n in nodes}, policy=PolicyRecord(revision, text))
+
+
+TAGS = ("a", "b", "c")
+HOSTS = {"low": "100.64.0.0/30", "one": "100.64.0.5", "six": "fd00:1::/125", "all": "100.64.0.0/16"}
+GROUPS = {"ops": ["tag:a", "h3"], "net": ["low", "node:h6"]}
+
+selectors = st.one_of(
+    st.sampled_from([f"tag:{tag}" for tag in TAGS]),
+    st.integers(1, 8).map(lambda n: f"h{n}"),
+    st.sampled_from(list(HOSTS)),
+    st.sampled_from([f"group:{name}" for name in GROUPS]),
+    st.just("*"),
+)
+ports = st.one_of(
+    st.integers(1, 6).map(str),
+    st.tuples(st.integers(1, 3), st.integers(3, 6)).map(lambda r: f"{r[0]}-{r[1]}"),
+    st.just("*"),
+)
+ips = st.one_of(
+    st.builds("{}:{}".format, st.sampled_from(["tcp", "udp"]), ports), st.just("icmp"), st.sampled_from(["*", "tcp:1"])
+)
+some_selectors = st.lists(selectors, min_size=1, max_size=3)
+expiries = st.sampled_from([None, "2020-01-01T00:00:00Z", "2090-01-01T00:00:00+02:00"])
+
+
+@st.composite
+def grants(draw: st.DrawFn) -> dict[str, object]:
+    grant: dict[str, object] = {
+        "from": draw(some_selectors),
+        "to": draw(some_selectors),
+        "ip": draw(st.lists(ips, min_size=1, max_size=3)),
+    }
+    expires = draw(expiries)
+    return grant | ({"expires": expires} if expires else {})
+
+
+@st.composite
+def policies(draw: st.DrawFn, max_grants: int = 5) -> str:
+    """The text of a valid document over nodes h1 to h8."""
+    return json.dumps({"hosts": HOSTS, "groups": GROUPS, "grants": draw(st.lists(grants(), max_size=max_grants))})
+
+
+@st.composite
+def records(draw: st.DrawFn, number: int) -> NodeRecord:
+    return node(
+        number,
+        *draw(st.sets(st.sampled_from(TAGS), max_size=2)),
+        state=draw(st.sampled_from(["active", "active", "active", "pending", "disabled"])),
+        behind_nat=draw(st.booleans()),
+        kind=draw(st.sampled_from(["agent", "agent", "static"])),
+    )
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> Fleet:
+    numbers = draw(st.sets(st.integers(1, 8), max_size=6))
+    return fleet([draw(records(number)) for number in sorted(numbers)], draw(policies()))
