@@ -154,19 +154,19 @@ class RestClient:
 
     # Enrolment keys
 
-    def create_key(self, key: EnrolmentKeyCreate) -> EnrolmentKeyCreated:
+    def create_enrolment_key(self, key: EnrolmentKeyCreate) -> EnrolmentKeyCreated:
         """POST /enrolment-keys. The join string is in this answer and never again."""
         return self._read(EnrolmentKeyCreated, self._post("enrolment-keys", key))
 
-    def keys(self) -> Iterator[EnrolmentKey]:
+    def enrolment_keys(self) -> Iterator[EnrolmentKey]:
         """GET /enrolment-keys, all pages."""
         return self._pages(EnrolmentKey, "enrolment-keys", {})
 
-    def key(self, key_id: str) -> EnrolmentKey:
+    def enrolment_key(self, key_id: str) -> EnrolmentKey:
         """GET /enrolment-keys/{id}."""
         return self._read(EnrolmentKey, self._send("GET", f"enrolment-keys/{_segment(key_id)}"))
 
-    def revoke_key(self, key_id: str) -> None:
+    def revoke_enrolment_key(self, key_id: str) -> None:
         """DELETE /enrolment-keys/{id}."""
         self._send("DELETE", f"enrolment-keys/{_segment(key_id)}")
 

@@ -59,7 +59,7 @@ def create(
         )
     )
     with connect() as controller:
-        created = controller.create_key(request)
+        created = controller.create_enrolment_key(request)
     if json:
         print_json(created)
         return
@@ -74,7 +74,7 @@ def create(
 def list_keys(json: JsonFlag = False) -> None:
     """List the keys, newest first."""
     with connect() as controller:
-        keys = sorted(controller.keys(), key=lambda key: key.created, reverse=True)
+        keys = sorted(controller.enrolment_keys(), key=lambda key: key.created, reverse=True)
     if json:
         print_json(keys)
         return
@@ -101,7 +101,7 @@ def list_keys(json: JsonFlag = False) -> None:
 def show(key: KeyArgument, json: JsonFlag = False) -> None:
     """Show one key; never its secret."""
     with connect() as controller:
-        found = controller.key(key)
+        found = controller.enrolment_key(key)
     if json:
         print_json(found)
         return
@@ -126,10 +126,10 @@ def show(key: KeyArgument, json: JsonFlag = False) -> None:
 def revoke(key: KeyArgument, yes: YesFlag = False, json: JsonFlag = False) -> None:
     """End a key. Nodes that joined with it stay."""
     with connect() as controller:
-        found = controller.key(key)
+        found = controller.enrolment_key(key)
         agree(f"Revoke key {found.id} ({found.prefix}…, {plain(found.note) or 'no note'})?", yes=yes)
-        controller.revoke_key(found.id)
-        after = controller.key(found.id)
+        controller.revoke_enrolment_key(found.id)
+        after = controller.enrolment_key(found.id)
     if json:
         print_json(after)
     else:
