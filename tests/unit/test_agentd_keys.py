@@ -1,0 +1,48 @@
+"""The host's keys: what WireGuard itself would accept, and nothing of them in an error."""
+
+import shutil
+import subprocess
+
+import pytest
+from cryptography import x509
+
+from agentd.keys import IdentityKey, KeyDamagedError, WireguardKey
+from controller.wire.base import check_public_key
+
+
+def test_a_wireguard_key_survives_its_text() -> None:
+    key = WireguardKey.generate()
+    again = WireguardKey.parse(key.text)
+    assert (again.raw, again.public) == (key.raw, key.public)
+    assert check_public_key(key.public)
+
+
+@pytest.mark.skipif(shutil.which("wg") is None, reason="needs wireguard-tools")
+def test_wg_pubkey_agrees() -> None:
+    key = WireguardKey.generate()
+    derived = subprocess.run(["wg", "pubkey"], input=key.text, capture_output=True, check=True).stdout
+    assert derived.decode().strip() == key.public
+
+
+@pytest.mark.parametrize("text", [b"", b"\0\1\2", b"AAAA\n", WireguardKey.generate().text[:-3]])
+def test_a_damaged_wireguard_key_is_refused_without_being_repeated(text: bytes) -> None:
+    with pytest.raises(KeyDamagedError) as raised:
+        WireguardKey.parse(text)
+    assert text.decode(errors="replace").strip() == "" or text.decode(errors="replace").strip() not in str(raised.value)
+
+
+def test_an_identity_key_survives_its_text() -> None:
+    key = IdentityKey.generate()
+    assert IdentityKey.parse(key.text).text == key.text
+
+
+@pytest.mark.parametrize("text", [b"", b"-----BEGIN PRIVATE KEY-----\n", IdentityKey.generate().text[:60]])
+def test_a_damaged_identity_key_is_refused(text: bytes) -> None:
+    with pytest.raises(KeyDamagedError):
+        IdentityKey.parse(text)
+
+
+def test_the_same_key_makes_the_same_request_each_time() -> None:
+    key = IdentityKey.generate()
+    assert key.request("db-1") == key.request("db-1")
+    assert x509.load_pem_x509_csr(key.request("db-1").encode()).is_signature_valid
