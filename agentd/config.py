@@ -1,0 +1,106 @@
+"""The one static configuration file: TOML, every key optional, every mistake an error that says how to correct it.
+
+Knows nothing of the mesh: what the controller decides (addresses, peers, rules) is never configured here.
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from controller.wire.base import Address, Endpoint, Message, NodeName
+
+from .errors import ConfigError
+
+__all__ = ["DEFAULT_FILE", "Config", "load"]
+
+DEFAULT_FILE: Final = Path("/etc/wardmesh/agentd.toml")
+
+# dev_valid_name() in net/core/dev.c: 1-15 bytes (IFNAMSIZ less the terminator), no '/', ':' or white space, not . or ..
+_LINK: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+_TABLE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")
+
+
+def _check_link(value: str) -> str:
+    if not _LINK.fullmatch(value) or value in {".", ".."}:
+        raise ValueError(f"{value!r} is not a link name: use 1-15 of letters, digits, '-', '_' and '.'")
+    return value
+
+
+def _check_socket(value: Path) -> Path:
+    # sun_path in unix(7): 108 bytes with the terminator.
+    if len(bytes(value.absolute())) > 107:
+        raise ValueError(f"'{value}' is longer than the 107 bytes that a Unix socket's path may have")
+    return value
+
+
+def _check_table(value: str) -> str:
+    if not _TABLE.fullmatch(value):
+        raise ValueError(f"{value!r} is not an nftables table name: a letter, then at most 31 letters, digits or '_'")
+    return value
+
+
+class Config(Message):
+    """What the file may say. `addresses` and `name` are wishes at join time; the controller decides."""
+
+    name: NodeName | None = None
+    addresses: Annotated[tuple[Address, ...], Field(max_length=2)] = ()
+    endpoints: tuple[Endpoint, ...] = ()
+    link: Annotated[str, AfterValidator(_check_link)] = "wardmesh0"
+    listen_port: Annotated[int, Field(ge=1, le=65535, strict=True)] = 51820
+    # 1280 is the least that IPv6 allows (RFC 8200 section 5); 1420 fits WireGuard over IPv6 into 1500.
+    mtu: Annotated[int, Field(ge=1280, le=65455, strict=True)] = 1420
+    table: Annotated[str, AfterValidator(_check_table)] = "wardmesh"
+    backend: Literal["auto", "kernel", "userspace"] = "auto"
+    state_dir: Path = Path("/var/lib/wardmesh")
+    socket: Annotated[Path, AfterValidator(_check_socket)] = Path("/run/wardmesh/agentd.sock")
+    socket_group: str | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["plain", "json"] = "plain"
+
+
+def load(file: Path | None, *, state_dir: Path | None = None, socket: Path | None = None) -> Config:
+    """Read `file`, or the default file if there is one; the command line's own values win. Raises ConfigError.
+
+    A file that was asked for must exist; the default one need not.
+    """
+    values = _read(file or DEFAULT_FILE, required=file is not None)
+    values |= {key: path for key, path in {"state_dir": state_dir, "socket": socket}.items() if path is not None}
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        reasons = "; ".join(_explain(details) for details in error.errors())
+        raise ConfigError(f"{file or DEFAULT_FILE}: {reasons}") from error
+    return config.model_copy(
+        update={"state_dir": config.state_dir.absolute(), "socket": config.socket.absolute()},
+    )
+
+
+def _read(file: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise ConfigError(f"{file}: there is no such configuration file; every key is optional, so drop it") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not TOML: {error}; write one `key = value` a line") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _explain(details: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Config.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(Config.model_fields)}"
+        return f"unknown key {key!r}: {hint}"
+    message = (
+        details["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("tuple", "list")
+    )
+    shown = repr(details["input"])
+    return f"{key}: {message}" if shown in message else f"{key}: {message} (found {shown})"
