@@ -1,0 +1,128 @@
+"""The life of the connection to the controller, as a pure state machine: the table below is the code.
+
+Each phase ends with one event; `step` says which phase follows and how long to wait first. No I/O, no clock, no
+randomness: the caller brings them.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum, auto
+from typing import Final
+
+__all__ = ["Event", "Phase", "Session", "step"]
+
+
+class Phase(StrEnum):
+    """What the connection is doing."""
+
+    WAITING = auto()  # for the pause to end
+    RENEWING = auto()  # asking for the next certificate, over REST
+    CONNECTING = auto()  # TCP, TLS, WebSocket
+    GREETING = auto()  # Hello is sent; the first map has not come
+    STREAMING = auto()  # the map is kept current
+    PARKED = auto()  # this node was removed: nothing to do until a person acts
+
+
+class Event(StrEnum):
+    """Why a phase ended."""
+
+    PAUSE_OVER = auto()
+    RENEWAL_DUE = auto()
+    RENEWED = auto()
+    RENEWAL_FAILED = auto()
+    OPENED = auto()
+    CERTIFICATE_REFUSED = auto()  # TLS: the controller takes our certificate for expired
+    MAP = auto()  # a snapshot, or a delta that folds
+    GAP = auto()  # a delta that does not continue our map
+    LOST = auto()  # no connection, or it broke
+    SHUTDOWN = auto()  # Bye: the controller stops and will be back
+    REFUSED = auto()  # Bye: the controller found fault with what we sent
+    REPLACED = auto()  # Bye: another agentd connected as this node
+    DISABLED = auto()  # Bye: an admin may enable the node again
+    REMOVED = auto()  # Bye: the node is gone for good
+
+
+_CLOSING: Final = {
+    Event.LOST: Phase.WAITING,
+    Event.GAP: Phase.WAITING,
+    Event.SHUTDOWN: Phase.WAITING,
+    Event.REFUSED: Phase.WAITING,
+    Event.REPLACED: Phase.WAITING,
+    Event.DISABLED: Phase.WAITING,
+    Event.REMOVED: Phase.PARKED,
+}
+
+_TABLE: Final[dict[Phase, dict[Event, Phase]]] = {
+    Phase.WAITING: {Event.PAUSE_OVER: Phase.CONNECTING, Event.RENEWAL_DUE: Phase.RENEWING},
+    # A renewal that fails early is no reason to stay away: the old certificate may still be good.
+    Phase.RENEWING: {
+        Event.RENEWED: Phase.CONNECTING,
+        Event.RENEWAL_FAILED: Phase.CONNECTING,
+        Event.REMOVED: Phase.PARKED,
+    },
+    Phase.CONNECTING: {
+        Event.OPENED: Phase.GREETING,
+        Event.CERTIFICATE_REFUSED: Phase.WAITING,
+        **_CLOSING,
+    },
+    Phase.GREETING: {Event.MAP: Phase.STREAMING, Event.CERTIFICATE_REFUSED: Phase.WAITING, **_CLOSING},
+    Phase.STREAMING: _CLOSING,
+    Phase.PARKED: {},
+}
+
+# Seconds. The first pause is short, so that a restarted controller has its hosts back at once; half of each is random,
+# so that they do not come back in one instant.
+_FIRST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where the connection stands.
+
+    `resume`: the next Hello may name the revision that this host holds. `pause`: seconds that WAITING lasts.
+    `renew`: a renewal is due, whatever this host's clock says about the certificate.
+    """
+
+    phase: Phase = Phase.WAITING
+    failures: int = 0
+    pause: float = 0.0
+    resume: bool = True
+    renew: bool = False
+
+
+def step(session: Session, event: Event, chance: float) -> Session:
+    """The session after `event`; `chance` is a random number in [0, 1). Raises ValueError for an impossible event."""
+    phase = _TABLE[session.phase].get(event)
+    if phase is None:
+        raise ValueError(f"{event} cannot happen while {session.phase}")
+    failures = _failures(session, event)
+    return Session(
+        phase=phase,
+        failures=failures,
+        pause=_pause(event, failures, chance) if phase is Phase.WAITING else 0.0,
+        resume=_resume(session, event),
+        renew=event is Event.CERTIFICATE_REFUSED,
+    )
+
+
+def _failures(session: Session, event: Event) -> int:
+    if event is Event.MAP:
+        return 0
+    lost = event in {Event.LOST, Event.CERTIFICATE_REFUSED, Event.GAP, Event.REFUSED}
+    return session.failures + 1 if lost else session.failures
+
+
+def _resume(session: Session, event: Event) -> bool:
+    if event is Event.MAP:
+        return True
+    # After a gap our revision is worth nothing; a disabled node has emptied its map by itself.
+    return session.resume and event not in {Event.GAP, Event.DISABLED, Event.REMOVED}
+
+
+def _pause(event: Event, failures: int, chance: float) -> float:
+    if event in {Event.REPLACED, Event.DISABLED}:
+        # Coming back is pointless until a person acts, who then should not have to touch this host as well.
+        longest = _LONGEST_PAUSE
+    else:
+        longest = min(_FIRST_PAUSE * 2 ** min(max(failures - 1, 0), 16), _LONGEST_PAUSE)
+    return longest * (0.5 + chance / 2)
