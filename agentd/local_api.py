@@ -1,0 +1,204 @@
+"""The local API's messages: what `agentd status` and other programs on this host may ask the daemon.
+
+One JSON object a line in each direction over a Unix stream socket, as many as the client likes; each request is
+answered once, in order, with its answer or with `Failure`. No answer contains a secret.
+"""
+
+from datetime import datetime
+from typing import Annotated, Final, Literal
+
+from pydantic import Field, TypeAdapter
+
+from controller.wire.base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
+from controller.wire.netmap import NodeId
+
+__all__ = [
+    "LARGEST_REQUEST",
+    "PRIVILEGED",
+    "Answer",
+    "ControllerStatus",
+    "Diff",
+    "DiffRequest",
+    "Failure",
+    "Identity",
+    "LeaveRequest",
+    "Left",
+    "PeerStatus",
+    "Peers",
+    "PeersRequest",
+    "Request",
+    "RotateKeyRequest",
+    "Rotated",
+    "Status",
+    "StatusRequest",
+    "WhoisRequest",
+    "answer_type",
+    "request_type",
+]
+
+LARGEST_REQUEST: Final = 64 * 1024
+
+
+class StatusRequest(Message):
+    """How is this host?"""
+
+    request: Literal["status"] = "status"
+
+
+class PeersRequest(Message):
+    """Which peers does the kernel have?"""
+
+    request: Literal["peers"] = "peers"
+
+
+class WhoisRequest(Message):
+    """Who has this mesh address?"""
+
+    request: Literal["whois"] = "whois"
+    address: Address
+
+
+class DiffRequest(Message):
+    """What would be changed now, if anything?"""
+
+    request: Literal["diff"] = "diff"
+
+
+class RotateKeyRequest(Message):
+    """Replace the WireGuard key."""
+
+    request: Literal["rotate-key"] = "rotate-key"
+
+
+class LeaveRequest(Message):
+    """Leave the mesh, remove everything, stop. `force`: also when the controller cannot be told."""
+
+    request: Literal["leave"] = "leave"
+    force: bool = False
+
+
+Request = Annotated[
+    StatusRequest | PeersRequest | WhoisRequest | DiffRequest | RotateKeyRequest | LeaveRequest,
+    Field(discriminator="request"),
+]
+# For root and the daemon's own user; the others are for whoever may open the socket.
+PRIVILEGED: Final = (RotateKeyRequest, LeaveRequest)
+
+
+class ControllerStatus(Message):
+    """The connection. `phase` is `agentd.session.Phase`; `error` is the last one, None while connected."""
+
+    url: str
+    phase: str
+    since: datetime
+    connected: datetime | None = None
+    error: str | None = None
+    retry: datetime | None = None
+
+
+class PeerStatus(Message):
+    """A peer of the map, with what the kernel knows of it. Bytes are those inside and around WireGuard's packets."""
+
+    id: NodeId
+    name: NodeName
+    addresses: tuple[Address, ...]
+    public_key: PublicKey
+    kind: Literal["agent", "static"]
+    endpoint: str | None = Field(default=None, description="where the kernel sends to now")
+    handshake: datetime | None = Field(default=None, description="when the last handshake ended")
+    handshake_age: float | None = Field(default=None, description="seconds since then")
+    received: int = 0
+    sent: int = 0
+    applied: bool = Field(default=True, description="False: the kernel does not have it")
+
+
+class Status(Message):
+    """Everything that `agentd status` shows."""
+
+    answer: Literal["status"] = "status"
+    version: str
+    process: int
+    started: datetime
+    mesh: NodeName
+    mesh_id: str
+    prefixes: tuple[str, ...]
+    node: NodeId
+    name: NodeName
+    addresses: tuple[Address, ...]
+    tags: tuple[Tag, ...] = ()
+    public_key: PublicKey
+    endpoints: tuple[Endpoint, ...]
+    controller: ControllerStatus
+    map: Literal["none", "saved", "current", "denied"] = Field(
+        description="none yet; from the disk; from the controller; emptied because the node was removed or disabled"
+    )
+    desired: Revision | None = None
+    in_force: Revision | None = None
+    error: str | None = Field(default=None, description="why `desired` is not in force")
+    save_error: str | None = Field(default=None, description="why the map in force is not on disk")
+    notices: tuple[str, ...] = ()
+    certificate_until: datetime
+    renewal: datetime
+    link: str
+    listen_port: int
+    backend: Literal["kernel", "userspace"]
+    firewall: bool = Field(description="the nftables table is in force")
+    rules: int = 0
+    drifts: int = Field(default=0, description="times that somebody changed what agentd made")
+    peers: tuple[PeerStatus, ...] = ()
+
+
+class Peers(Message):
+    """The answer to PeersRequest."""
+
+    answer: Literal["peers"] = "peers"
+    peers: tuple[PeerStatus, ...]
+
+
+class Identity(Message):
+    """The answer to WhoisRequest, from the map in force."""
+
+    answer: Literal["identity"] = "identity"
+    address: Address
+    node: NodeId
+    name: NodeName
+    fqdn: str
+    tags: tuple[Tag, ...]
+    public_key: PublicKey
+    kind: Literal["agent", "static"]
+    is_self: bool
+
+
+class Diff(Message):
+    """The answer to DiffRequest: one line an operation; none when the kernel is as it should be."""
+
+    answer: Literal["diff"] = "diff"
+    operations: tuple[str, ...]
+
+
+class Rotated(Message):
+    """The answer to RotateKeyRequest."""
+
+    answer: Literal["rotated"] = "rotated"
+    public_key: PublicKey
+
+
+class Left(Message):
+    """The answer to LeaveRequest. `told` is False when the controller still lists the node."""
+
+    answer: Literal["left"] = "left"
+    told: bool
+    removed: tuple[str, ...]
+
+
+class Failure(Message):
+    """The request was not done, and why: one sentence."""
+
+    answer: Literal["failure"] = "failure"
+    error: str
+
+
+Answer = Annotated[Status | Peers | Identity | Diff | Rotated | Left | Failure, Field(discriminator="answer")]
+
+request_type: TypeAdapter[Request] = TypeAdapter(Request)
+answer_type: TypeAdapter[Answer] = TypeAdapter(Answer)
