@@ -67,7 +67,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         ('link = "sixteen-letters0"', "is not a link name: use 1-15"),
         ('table = "a b"', "is not an nftables table name"),
         ('name = "Db"', "name: 'Db' is not a DNS label"),
-        ('name = "dа"', "contains 'а' (U+0430), which only looks like a plain letter"),
+        ('name = "d\u0430"', "(U+0430), which only looks like a plain letter"),
         ('endpoints = ["192.0.2.1"]', "endpoints.0: '192.0.2.1' is not an endpoint: write it like"),
         ('endpoints = "192.0.2.1:1"', "endpoints: must be a valid list"),
         ('addresses = ["10.0.0.256"]', "addresses.0: '10.0.0.256' is not an IP address"),
