@@ -80,7 +80,7 @@ async def test_a_large_answer_arrives_whole(path: Path) -> None:
 
 async def test_an_error_is_the_daemons_sentence(path: Path) -> None:
     async with daemon(path):
-        with pytest.raises(AgentError, match="^one clear sentence$"):
+        with pytest.raises(AgentError, match=r"^one clear sentence$"):
             await asyncio.to_thread(ask, path, PeersRequest(), Diff)
 
 
@@ -177,14 +177,14 @@ def test_a_socket_that_a_killed_daemon_left_is_replaced(path: Path) -> None:
 def test_a_socket_that_answers_is_another_daemon(path: Path) -> None:
     with (
         listening(path, None),
-        pytest.raises(AgentError, match="another agentd answers at .*--socket"),
+        pytest.raises(AgentError, match=r"another agentd answers at .*--socket"),
         listening(path, None),
     ):
         pass
 
 
 def test_asking_nobody_says_how_to_start_it(path: Path) -> None:
-    with pytest.raises(NotRunningError, match="agentd is not running .*start it with `agentd run`"):
+    with pytest.raises(NotRunningError, match=r"agentd is not running .*start it with `agentd run`"):
         ask(path, StatusRequest(), Left)
 
 
@@ -192,7 +192,7 @@ def test_asking_nobody_says_how_to_start_it(path: Path) -> None:
 def test_a_link_or_table_has_one_daemon(link: str, table: str) -> None:
     with (
         sole_owner(link="wm-test0", table="wm_test"),
-        pytest.raises(AgentError, match="another agentd on this host owns the (link wm-test0|table wm_test): stop it"),
+        pytest.raises(AgentError, match=r"another agentd on this host owns the (link wm-test0|table wm_test): stop it"),
         sole_owner(link=link, table=table),
     ):
         pass

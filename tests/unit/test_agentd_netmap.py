@@ -94,7 +94,7 @@ def test_a_damaged_map_is_set_aside_and_the_keys_stay(tmp_path: Path) -> None:
 def test_a_denied_host_keeps_its_addresses_and_nothing_else() -> None:
     empty = denied(NETMAP_VALUE)
     assert empty.node == NETMAP_VALUE.node
-    assert not (empty.peers or empty.sets or empty.rules)
+    assert (empty.peers, empty.sets, empty.rules) == ({}, {}, {})
 
 
 @pytest.mark.parametrize(

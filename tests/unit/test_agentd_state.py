@@ -72,7 +72,7 @@ def test_a_write_that_fails_leaves_the_old_content(state: StateDir, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(StateError, match="cannot write .*node.json: the disk is full: free some space and try again"):
+    with pytest.raises(StateError, match=r"cannot write .*node\.json: the disk is full: free some space and try again"):
         state.write(NODE, b"new")
     monkeypatch.undo()
     assert state.read(NODE) == b"old"
