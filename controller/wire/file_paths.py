@@ -1,0 +1,114 @@
+"""Is this path below that one, in every reading that a server could give it?
+
+Lexical only: a host that can see the file system follows symbolic links on top of this. What has one reading is
+judged; what two readers could take differently (`..`, backslashes, control characters) is refused with a reason.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+__all__ = ["PathError", "check_base", "check_under", "readings", "segments"]
+
+_LONGEST_PATH: Final = 4096  # PATH_MAX of Linux
+_PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
+_DOTS: Final = re.compile(r"\.[. ]*|[ ]+")  # `.`, `..`, and what Windows reads as one of them: `...`, `.. `
+# Drawn like a slash, backslash or dot, or folded into one by some file systems and frameworks.
+_LOOK_ALIKE: Final = frozenset(
+    "\u2044\u2215\u29f8\u29f5\u29f9\u2216\ufe68\uff0f\uff3c\uff0e\u2024\ufe52\u2025\u2026\ufe19\ufe30"
+)
+_FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+class PathError(ValueError):
+    """The path is not below the base, or cannot be judged; the message says which, and what to write instead."""
+
+
+def check_base(value: str) -> str:
+    """Accept a directory that rules name, and return its canonical text: `/srv/project`, `docs`, `.`, `/`."""
+    try:
+        found = segments(value)
+    except PathError as error:
+        raise ValueError(f"{value!r} cannot stand in a rule: {error}") from error
+    if readings(value) != [value]:
+        raise ValueError(f"{value!r} cannot stand in a rule: write it plainly, without encodings")
+    return ("/" if value.startswith("/") else "") + "/".join(found) or "."
+
+
+def check_under(value: str, bases: Iterable[str]) -> None:
+    """Raise PathError unless `value` is at or below one of `bases` (as `check_base` returned them).
+
+    An absolute base holds absolute paths only, a relative base relative ones.
+    """
+    bases = tuple(bases)
+    parsed = [(base.startswith("/"), [] if base == "." else segments(base)) for base in bases]
+    for reading in readings(value):
+        found, absolute = segments(reading), reading.startswith("/")
+        if not any(absolute == rooted and found[: len(base)] == base for rooted, base in parsed):
+            raise PathError(f"{value!r} is not below {' or '.join(bases)}")
+
+
+def readings(value: str) -> list[str]:
+    """`value` and what servers that decode or normalise it would see: percent-decoding, NFKC, ignored characters.
+
+    Raises PathError when a decoding is malformed or does not end.
+    """
+    if value.isascii() and "%" not in value:
+        return [value]
+    found = [value]
+    for reading in found:  # grows while it is read, until nothing new is seen
+        for other in (_decoded(reading), _folded(reading)):
+            if other not in found:
+                found.append(other)
+        if len(found) > 8:
+            raise PathError(f"{value!r} is encoded too many times: write the path plainly")
+    return found
+
+
+def segments(path: str) -> list[str]:
+    """The names of a path, without empty ones and `.`. Raises PathError for what has more than one reading."""
+    if not path:
+        raise PathError("the path is empty")
+    if len(path) > _LONGEST_PATH:
+        raise PathError(f"the path has {len(path)} characters: at most {_LONGEST_PATH} are read")
+    if "\\" in path:
+        raise PathError("the path has a backslash: write '/'")
+    if not (path.isascii() and path.isprintable()):
+        _check_characters(path)
+    if path.startswith("//"):
+        raise PathError("the path starts with two slashes, which some systems read as a host: write one")
+    names = [name for name in path.split("/") if name not in ("", ".")]
+    for name in names:
+        if _DOTS.fullmatch(name) or name[-1] == " ":
+            raise PathError(f"the path has the segment {name!r}: write it without, from the start")
+    if not path.startswith("/") and names and (":" in names[0] or names[0][0] == "~"):
+        raise PathError(f"the path starts with {names[0]!r}, which is no directory: write a plain path")
+    return names
+
+
+def _check_characters(path: str) -> None:
+    for character in path:
+        if unicodedata.category(character) in _FORBIDDEN_CATEGORIES or character in _LOOK_ALIKE:
+            raise PathError(f"the path has the character U+{ord(character):04X}, which is not read alike everywhere")
+
+
+def _decoded(text: str) -> str:
+    if "%" not in text:
+        return text
+    if re.search(r"%u[0-9A-Fa-f]{4}", text, re.IGNORECASE):
+        raise PathError(f"{text!r} has %uXXXX, which only some servers decode: write the path plainly")
+    if not _PERCENT.search(text):
+        return text
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeError as error:  # also overlong forms such as %c0%ae, which some decoders take for a dot
+        raise PathError(f"{text!r} does not decode to UTF-8: write the path plainly") from error
+
+
+def _folded(text: str) -> str:
+    """As file systems compare: compatibility forms replaced, format characters ignored (HFS+ drops them)."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFKC", "".join(c for c in text if unicodedata.category(c) != "Cf"))
