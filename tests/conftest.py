@@ -28,16 +28,18 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests that need WireGuard cannot run where the kernel has none; said once per test, and only by hand.
-
-    `tests/run` never gets there: it sends them to the guest, and counts a part that ran nothing as failed.
-    """
+    """Skip what this kernel cannot run, saying what can. Only by hand: tests/run sends every test where it belongs."""
     keep_selected(config, items)
     needing = [item for item in items if _needs_wireguard(item)]
-    if not needing or has_wireguard():
-        return
-    reason = "this kernel has no WireGuard: run it with `tests/run kernel -- ...`"
-    for item in needing:
+    if needing and not has_wireguard():
+        _skip(needing, "this kernel has no WireGuard: use `tests/run kernel -- ARGUMENTS`")
+    if os.environ.get("WARDMESH_GUEST") != "virtual-time":
+        slow = [item for item in items if item.path.is_relative_to(TESTS / "virtual_time")]
+        _skip(slow, "it would take hours: use `tests/run virtual-time -- ARGUMENTS`")
+
+
+def _skip(items: list[pytest.Item], reason: str) -> None:
+    for item in items:
         item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -7,11 +7,10 @@ from typing import TypeVar
 __all__ = ["eventually"]
 
 T = TypeVar("T")
-INTERVAL = 0.02
 
 
-def eventually(predicate: Callable[[], T], timeout: float = 10, what: str = "") -> T:
-    """Call `predicate` until it returns something true, and return that.
+def eventually(predicate: Callable[[], T], timeout: float = 10, what: str = "", interval: float = 0.02) -> T:
+    """Call `predicate` every `interval` seconds until it returns something true, and return that.
 
     An AssertionError inside it means "not yet", as False does; any other exception is a failure at once. After
     `timeout` seconds an AssertionError tells what was waited for and the last answer.
@@ -29,4 +28,4 @@ def eventually(predicate: Callable[[], T], timeout: float = 10, what: str = "") 
         if time.monotonic() > deadline:
             what = what or getattr(predicate, "__name__", repr(predicate))
             raise AssertionError(f"not within {timeout} s: {what}; last answer: {last!r}") from cause
-        time.sleep(INTERVAL)
+        time.sleep(interval)

@@ -37,8 +37,11 @@ def main() -> int:
                 if explicit:
                     outcomes[part.name], places[part.name] = Outcome(broken="it has no tests"), "-"
                 continue
+            set_up(*part.setup)
             has_host_tests = any("host_kernel" in file.read_text() for file in files)
             planned = parts.stages(part, host_suits=not missing_features(), has_host_tests=has_host_tests)
+            if any(stage.place is not Place.HOST for stage in planned):
+                set_up("guest")
             try:
                 finished = [run(stage, arguments, Path(results)) for stage in planned]
             except KeyboardInterrupt:
@@ -73,6 +76,12 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return listed, []
     at = listed.index("--")
     return listed[:at], listed[at + 1 :]
+
+
+def set_up(*names: str) -> None:
+    """Provide what a part needs; tests/setup says what it does, and why when it cannot."""
+    if subprocess.run([ROOT / "tests/setup", *names], check=False).returncode != 0:
+        raise SystemExit(2)
 
 
 def run(stage: Stage, arguments: Sequence[str], results: Path) -> Outcome:
