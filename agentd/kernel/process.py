@@ -1,0 +1,105 @@
+"""The one place that starts processes: `nft` for a transaction, `wireguard-go` where the kernel has no WireGuard.
+
+Always a list, never a shell; secrets never in the arguments.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Mapping
+from typing import IO, Final
+
+from agentd.model import KernelError
+
+__all__ = ["ended", "find", "run", "spawn", "stop"]
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TIMEOUT: Final = 60.0
+_STOP_TIMEOUT: Final = 5.0
+
+
+def find(program: str) -> str | None:
+    """Where the program is. The system's own directories are searched too: a service's PATH may lack sbin."""
+    return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_PATH}")
+
+
+async def run(program: str, *arguments: str, text: str, install: str) -> tuple[int, str]:
+    """Run it with `text` as its input; returns exit code and what it wrote to standard error.
+
+    Raises KernelError when there is no such program (`install` says what to install) or when it hangs.
+    """
+    path = find(program)
+    if path is None:
+        raise KernelError(f"{program} is not installed: install the package {install}")
+    process = await asyncio.create_subprocess_exec(
+        path,
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={"PATH": _PATH, "LC_ALL": "C", "TZ": "UTC"},
+    )
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            _, error = await process.communicate(text.encode())
+    except TimeoutError as timeout:
+        raise KernelError(f"{program} did not finish within {_TIMEOUT:.0f} s: the host is overloaded") from timeout
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, error.decode(errors="replace").strip()
+
+
+def spawn(program: str, *arguments: str, environment: Mapping[str, str], messages: IO[bytes], install: str) -> int:
+    """Start a program that outlives us, in a session of its own; returns its process id.
+
+    `messages` is a file for what it prints: were it a pipe, the program would die with our end of it.
+    """
+    path = find(program)
+    if path is None:
+        raise KernelError(f"{program} is not installed: install the package {install}")
+    return os.posix_spawn(
+        path,
+        [path, *arguments],
+        {"PATH": _PATH, **environment},
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, messages.fileno(), 1),
+            (os.POSIX_SPAWN_DUP2, messages.fileno(), 2),
+        ],
+        setsid=True,
+    )
+
+
+def ended(pid: int) -> int | None:
+    """The exit code (negative: the signal) of a program that `spawn` started, None while it runs."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+async def stop(pid: int) -> None:
+    """End a process, ours or not: first by asking. Returns when it is gone."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(handle, gone.set)
+    try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(handle, number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_STOP_TIMEOUT):
+                    await gone.wait()
+                    break
+    except ProcessLookupError:
+        pass  # it ended by itself, and somebody has collected it
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
+    with contextlib.suppress(ChildProcessError):  # not our child: init collects it
+        ended(pid)

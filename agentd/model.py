@@ -1,0 +1,449 @@
+"""The kernel state of one host as values: what is wanted, what is there, and the operations that lead from one to the
+other. Knows nothing of netlink, nft or the controller; everything here can be printed, and no private key is in it.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
+
+from controller.wire.base import format_endpoint, split_endpoint
+
+__all__ = [
+    "NO_PRESHARED_KEY",
+    "AddAddress",
+    "BackendName",
+    "Chain",
+    "ChangeTable",
+    "Container",
+    "CreateLink",
+    "Desired",
+    "DesiredPeer",
+    "Endpoint",
+    "HostNetwork",
+    "KernelError",
+    "LinkSettings",
+    "LocalAddress",
+    "MapError",
+    "Network",
+    "Observed",
+    "ObservedDevice",
+    "ObservedLink",
+    "ObservedPeer",
+    "Operation",
+    "PeerChange",
+    "PutRoute",
+    "RemoveAddress",
+    "RemoveLink",
+    "RemoveRoute",
+    "RemoveTable",
+    "ReplaceTable",
+    "Route",
+    "Ruleset",
+    "SetDevice",
+    "SetLink",
+]
+
+BackendName = Literal["kernel", "userspace"]
+NO_PRESHARED_KEY: Final = bytes(32)  # WireGuard's own way of saying "none"; writing it clears the key
+
+
+class KernelError(Exception):
+    """The host refused a state. The message names what refused, the value, and the remedy."""
+
+
+class MapError(KernelError):
+    """The map itself cannot be put into any kernel; nothing was written."""
+
+
+class Network(NamedTuple):
+    """A prefix as the kernel has it: 4 or 16 bytes in network order, and a length. Compares and hashes as bytes."""
+
+    packed: bytes
+    length: int
+
+    @classmethod
+    def host(cls, address: str) -> "Network":
+        """The /32 or /128 of one canonical address."""
+        if ":" in address:
+            return cls(socket.inet_pton(socket.AF_INET6, address), 128)
+        return cls(socket.inet_pton(socket.AF_INET, address), 32)
+
+    @classmethod
+    def parse(cls, prefix: str) -> "Network":
+        """A canonical prefix, `192.0.2.0/24`."""
+        address, _, length = prefix.partition("/")
+        return cls(cls.host(address).packed, int(length))
+
+    @property
+    def family(self) -> int:
+        """AF_INET or AF_INET6."""
+        return int(socket.AF_INET if len(self.packed) == 4 else socket.AF_INET6)
+
+    @property
+    def address(self) -> str:
+        """The address without its length, in RFC 5952 text."""
+        return str(ipaddress.ip_address(self.packed))
+
+    def contains(self, other: "Network") -> bool:
+        """True when every address of `other` is in this prefix."""
+        if len(self.packed) != len(other.packed) or self.length > other.length:
+            return False
+        shift = len(self.packed) * 8 - self.length
+        return int.from_bytes(self.packed, "big") >> shift == int.from_bytes(other.packed, "big") >> shift
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.length}"
+
+
+class Endpoint(NamedTuple):
+    """Where a peer's WireGuard socket is. `scope` is an interface index, for IPv6 link-local addresses only."""
+
+    address: str
+    port: int
+    scope: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Endpoint":
+        """A canonical `192.0.2.1:51820` or `[2001:db8::1]:51820`."""
+        return cls(*split_endpoint(text))
+
+    def __str__(self) -> str:
+        return format_endpoint(f"{self.address}%{self.scope}" if self.scope else self.address, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """What the host's own configuration says about the tunnel. `table` is the nftables table, family inet."""
+
+    name: str = "wardmesh0"
+    listen_port: int = 51820
+    mtu: int = 1420
+    table: str = "wardmesh"
+    backend: Literal["auto", "kernel", "userspace"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAddress:
+    """An address that this host has now, with its prefix length, and the link that has it."""
+
+    link: str
+    address: str
+    prefix_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostNetwork:
+    """A prefix that the host reaches by its own addresses or routes, and through which link."""
+
+    prefix: str
+    link: str
+
+
+# --- nftables ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One chain: its rules in nft's language. `hook` is the text of a base chain's type line, None for others."""
+
+    rules: tuple[str, ...]
+    hook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One set or map: its type line in nft's language."""
+
+    kind: Literal["map", "set"]
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """The whole of our nftables table as data.
+
+    `elements` holds, per map, key -> verdict; sets are filled by packets. Chains and containers are structure;
+    elements are membership, and change far more often.
+    """
+
+    table: str
+    counters: frozenset[str]
+    containers: Mapping[str, Container]
+    chains: Mapping[str, Chain]
+    elements: Mapping[str, Mapping[str, str]]
+
+    def size(self) -> int:
+        """Number of elements."""
+        return sum(len(keys) for keys in self.elements.values())
+
+
+# --- what is wanted ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route through our link, with the address that the host speaks from when it uses it."""
+
+    destination: Network
+    source: Network
+
+    def __str__(self) -> str:
+        return f"{self.destination} src {self.source.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredPeer:
+    """One WireGuard peer. `endpoint` is a hint: a peer that roams is where its last packet came from."""
+
+    name: str
+    public_key: str
+    allowed_ips: frozenset[Network]
+    endpoint: Endpoint | None = None
+    keepalive: int = 0  # seconds, 0 for off
+    preshared_key: bytes = field(default=NO_PRESHARED_KEY, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """Everything that the kernel of this host should have. Peers by public key."""
+
+    link: LinkSettings
+    public_key: str
+    addresses: frozenset[Network]
+    routes: frozenset[Route]
+    peers: Mapping[str, DesiredPeer]
+    ruleset: Ruleset
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLink:
+    """The link that bears our name. `ours`: it carries our mark; another program's link is never touched."""
+
+    index: int
+    kind: str
+    mtu: int
+    up: bool
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPeer:
+    """A peer as WireGuard has it. `last_handshake` is in seconds since the epoch, 0 for never."""
+
+    public_key: str
+    allowed_ips: frozenset[Network]
+    endpoint: Endpoint | None = None
+    keepalive: int = 0
+    preshared_key: bytes = field(default=NO_PRESHARED_KEY, repr=False)
+    last_handshake: float = 0.0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedDevice:
+    """The WireGuard device. `public_key` is "" while it has no key. Peers by public key."""
+
+    public_key: str
+    listen_port: int
+    peers: Mapping[str, ObservedPeer]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One look at the host.
+
+    `ruleset` is what our table holds, None when it is absent or not known to be as we wrote it. `hints` are the
+    endpoints that this process last wrote or left alone for each peer: a map that repeats one must not undo roaming.
+    """
+
+    backend: BackendName
+    now: float
+    link: ObservedLink | None
+    device: ObservedDevice | None
+    addresses: frozenset[Network]
+    routes: frozenset[Route]
+    ruleset: Ruleset | None
+    table_present: bool
+    hints: Mapping[str, Endpoint | None]
+
+    @property
+    def peers(self) -> Mapping[str, ObservedPeer]:
+        """The device's peers by public key; none without a device."""
+        return self.device.peers if self.device else {}
+
+
+# --- what to do -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceTable:
+    """Write the whole table, in one transaction."""
+
+    ruleset: Ruleset
+    reason: str
+
+    def __str__(self) -> str:
+        return f"replace table inet {self.ruleset.table} ({self.reason}; {self.ruleset.size()} elements)"
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeTable:
+    """Turn the table that is in force into another, in one transaction."""
+
+    old: Ruleset
+    new: Ruleset
+    summary: str
+
+    def __str__(self) -> str:
+        return f"change table inet {self.new.table} ({self.summary})"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveTable:
+    """Remove the table whole."""
+
+    table: str
+
+    def __str__(self) -> str:
+        return f"remove table inet {self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateLink:
+    """Create the link, by the backend in use."""
+
+    name: str
+    backend: BackendName
+
+    def __str__(self) -> str:
+        return f"create link {self.name} ({self.backend})"
+
+
+@dataclass(frozen=True, slots=True)
+class SetLink:
+    """Set the MTU, or bring the link up, or both."""
+
+    name: str
+    mtu: int | None = None
+    up: bool = False
+
+    def __str__(self) -> str:
+        changes = ([f"mtu {self.mtu}"] if self.mtu is not None else []) + (["up"] if self.up else [])
+        return f"set link {self.name} {' '.join(changes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLink:
+    """Remove the link, and with it its addresses, routes and peers."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"remove link {self.name} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class SetDevice:
+    """Set the device's key or port. The key itself is known only to who applies this; here is its public half."""
+
+    public_key: str | None = None
+    listen_port: int | None = None
+    replace_peers: bool = False
+
+    def __str__(self) -> str:
+        changes = [f"the private key of {self.public_key}"] if self.public_key else []
+        changes += [f"listen port {self.listen_port}"] if self.listen_port is not None else []
+        changes += ["no peers"] if self.replace_peers else []
+        return f"set {', '.join(changes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerChange:
+    """Add, change or remove one peer. None leaves a field as it is: unset differs from zero.
+
+    `change` never re-creates a peer that vanished meanwhile. With `replace_allowed_ips`, `allowed_ips` is the whole
+    list; otherwise what to add to it.
+    """
+
+    action: Literal["add", "change", "remove"]
+    name: str
+    public_key: str
+    endpoint: Endpoint | None = None
+    keepalive: int | None = None
+    preshared_key: bytes | None = field(default=None, repr=False)
+    allowed_ips: tuple[Network, ...] = ()
+    replace_allowed_ips: bool = False
+
+    def __str__(self) -> str:
+        changes = [f"endpoint {self.endpoint}"] if self.endpoint else []
+        changes += [f"keepalive {self.keepalive or 'off'}"] if self.keepalive is not None else []
+        if self.preshared_key is not None:
+            changes.append("no preshared key" if self.preshared_key == NO_PRESHARED_KEY else "preshared key")
+        if self.allowed_ips or self.replace_allowed_ips:
+            listed = ", ".join(str(network) for network in self.allowed_ips) or "none"
+            changes.append(f"allowed ips {'' if self.replace_allowed_ips else '+ '}{listed}")
+        return f"{self.action} peer {self.name or '?'} ({self.public_key}) {'; '.join(changes)}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    """Give the link an address of the mesh."""
+
+    network: Network
+
+    def __str__(self) -> str:
+        return f"add address {self.network}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveAddress:
+    """Take an address from the link."""
+
+    network: Network
+
+    def __str__(self) -> str:
+        return f"remove address {self.network}"
+
+
+@dataclass(frozen=True, slots=True)
+class PutRoute:
+    """Add a route, or with `replace` change the one to the same destination that is already ours."""
+
+    route: Route
+    replace: bool = False
+
+    def __str__(self) -> str:
+        return f"{'change' if self.replace else 'add'} route {self.route}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoute:
+    """Remove one of our routes."""
+
+    route: Route
+
+    def __str__(self) -> str:
+        return f"remove route {self.route}"
+
+
+Operation = (
+    ReplaceTable
+    | ChangeTable
+    | RemoveTable
+    | CreateLink
+    | SetLink
+    | RemoveLink
+    | SetDevice
+    | PeerChange
+    | AddAddress
+    | RemoveAddress
+    | PutRoute
+    | RemoveRoute
+)

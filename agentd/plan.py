@@ -1,0 +1,276 @@
+"""From a map to the state that this host's kernel should have, and from there to the operations that get it there.
+
+Pure: the same function serves start, change, roaming and recovery, and its result is what `status --diff` prints and
+what is applied. Knows nothing of netlink or nft.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+from agentd.kernel.ruleset import compile_ruleset
+from controller.wire.base import Endpoint as EndpointText
+from controller.wire.base import Prefix
+from controller.wire.netmap import Netmap, Peer
+
+from .model import (
+    AddAddress,
+    ChangeTable,
+    CreateLink,
+    Desired,
+    DesiredPeer,
+    Endpoint,
+    KernelError,
+    LinkSettings,
+    MapError,
+    Network,
+    Observed,
+    ObservedPeer,
+    Operation,
+    PeerChange,
+    PutRoute,
+    RemoveAddress,
+    RemoveLink,
+    RemoveRoute,
+    ReplaceTable,
+    Route,
+    Ruleset,
+    SetDevice,
+    SetLink,
+)
+
+__all__ = ["STALE_HANDSHAKE", "choose_first", "desired", "plan"]
+
+# Seconds. A session that carries traffic shakes hands every 120 s (REKEY_AFTER_TIME) and is dead after 180
+# (REJECT_AFTER_TIME, section 6.1 of the WireGuard paper): from then on the peer's last place is only a memory.
+STALE_HANDSHAKE: Final = 180.0
+
+_LINK_KINDS: Final = {"kernel": "wireguard", "userspace": "tun"}
+
+EndpointChoice = Callable[[Sequence[EndpointText]], EndpointText | None]
+
+
+def choose_first(endpoints: Sequence[EndpointText]) -> EndpointText | None:
+    """The first of the candidates, which come best first; None when there are none."""
+    return endpoints[0] if endpoints else None
+
+
+# --- desired ----------------------------------------------------------------------------------------------------------
+
+
+def desired(
+    netmap: Netmap,
+    link: LinkSettings,
+    public_key: str,
+    *,
+    now: float,
+    choose: EndpointChoice = choose_first,
+) -> Desired:
+    """The state for this map on a host with this public key.
+
+    Raises MapError for a map that WireGuard would take in silence and turn into something else: with a peer that has
+    the host's own key (ignored), with a key twice (merged), or with allowed IPs that overlap (moved to the last peer).
+    """
+    addresses = frozenset(Network.host(address) for address in netmap.node.addresses)
+    peers = {peer.public_key: _peer(peer, choose) for peer in netmap.peers.values()}
+    _check_peers(netmap, public_key, peers, addresses)
+    return Desired(
+        link=link,
+        public_key=public_key,
+        addresses=addresses,
+        routes=frozenset(_routes(addresses, (netmap.mesh.prefix4, netmap.mesh.prefix6))),
+        peers=peers,
+        ruleset=compile_ruleset(netmap, link, now),
+    )
+
+
+def _peer(peer: Peer, choose: EndpointChoice) -> DesiredPeer:
+    endpoint = choose(peer.endpoints)
+    return DesiredPeer(
+        name=peer.name,
+        public_key=peer.public_key,
+        allowed_ips=frozenset(Network.host(address) for address in peer.addresses),
+        endpoint=None if endpoint is None else Endpoint.parse(endpoint),
+        keepalive=peer.keepalive or 0,
+    )
+
+
+def _routes(addresses: frozenset[Network], prefixes: Iterable[Prefix]) -> Iterator[Route]:
+    for prefix in prefixes:
+        destination = Network.parse(prefix)
+        # With several addresses in one prefix any would do; the lowest is always the same one.
+        sources = sorted(address for address in addresses if destination.contains(address))
+        if sources:
+            yield Route(destination=destination, source=sources[0])
+
+
+def _check_peers(
+    netmap: Netmap, public_key: str, peers: Mapping[str, DesiredPeer], addresses: frozenset[Network]
+) -> None:
+    if public_key in peers:
+        raise MapError(
+            f"the map has this host's own public key {public_key} as peer {peers[public_key].name!r}: two hosts share "
+            f"a private key, or one is enrolled twice; make a new key on one of them, or delete that node"
+        )
+    if len(peers) != len(netmap.peers):
+        taken: dict[str, str] = {}
+        for peer in netmap.peers.values():
+            if peer.public_key in taken:
+                raise MapError(
+                    f"peers {taken[peer.public_key]!r} and {peer.name!r} have the same public key {peer.public_key}: "
+                    f"make a new key on one of them, or delete that node"
+                )
+            taken[peer.public_key] = peer.name
+    owned = [(network, peer.name) for peer in peers.values() for network in peer.allowed_ips]
+    owned += [(address, netmap.node.name) for address in addresses]
+    # Of one family, a prefix sorts right before what it contains: the first overlap is between neighbours.
+    owned.sort(key=lambda item: (len(item[0].packed), item[0]))
+    for (wide, first), (network, second) in itertools.pairwise(owned):
+        if wide.contains(network):
+            raise MapError(
+                f"address {network} of {second!r} overlaps {wide} of {first!r}: an address is one node's identity; "
+                f"give one of them another address"
+            )
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def plan(wanted: Desired, found: Observed) -> tuple[Operation, ...]:
+    """The operations that lead from `found` to `wanted`, in the order in which they must be done; () when it is there.
+
+    An address that goes to another peer is taken from its old one first: the new owner's rules must not be in force
+    while the old owner still has the address. Then the table, before anything that lets packets pass, so that there
+    is no moment with peers and no table. Raises KernelError when another program has a link of our name.
+    """
+    name = wanted.link.name
+    if found.link is not None and not found.link.ours:
+        raise KernelError(
+            f"the link name {name!r} is taken by a {found.link.kind or 'plain'} link that agentd did not make: remove "
+            f"that link, or choose another name for ours in the configuration"
+        )
+    operations: list[Operation] = []
+    if found.link is not None and (found.link.kind != _LINK_KINDS[found.backend] or found.device is None):
+        operations.append(RemoveLink(name, f"it is not the {found.backend} backend's"))
+        found = replace(found, link=None, device=None, addresses=frozenset(), routes=frozenset(), hints={})
+    released, peers = _release_moved(wanted, found.peers)
+    operations += released
+    operations += _plan_table(wanted.ruleset, found.ruleset, present=found.table_present)
+    operations += _plan_link(wanted, found)
+    operations += _plan_peers(wanted, found, peers)
+    operations += _plan_addresses_and_routes(wanted, found)
+    return tuple(operations)
+
+
+def _release_moved(
+    wanted: Desired, peers: Mapping[str, ObservedPeer]
+) -> tuple[list[Operation], Mapping[str, ObservedPeer]]:
+    owner = {network: key for key, peer in wanted.peers.items() for network in peer.allowed_ips}
+    operations: list[Operation] = []
+    left = dict(peers)
+    for key, peer in peers.items():
+        moved = {network for network in peer.allowed_ips if owner.get(network, key) != key}
+        if not moved:
+            continue
+        if key in wanted.peers:
+            stay = tuple(sorted(peer.allowed_ips - moved))
+            operations.append(
+                PeerChange("change", wanted.peers[key].name, key, allowed_ips=stay, replace_allowed_ips=True)
+            )
+            left[key] = replace(peer, allowed_ips=frozenset(stay))
+        else:
+            operations.append(PeerChange("remove", "", key))
+            del left[key]
+    return operations, left
+
+
+def _plan_table(wanted: Ruleset, found: Ruleset | None, *, present: bool) -> Iterator[Operation]:
+    if found is None or not present:
+        yield ReplaceTable(wanted, "it is not there" if not present else "its content is not known")
+    elif found != wanted:
+        chains = sum(found.chains.get(name) != chain for name, chain in wanted.chains.items())
+        chains += sum(name not in wanted.chains for name in found.chains)
+        elements = sum(
+            len(found.elements.get(name, {}).items() ^ wanted.elements.get(name, {}).items())
+            for name in {**found.elements, **wanted.elements}
+        )
+        yield ChangeTable(found, wanted, f"{chains} chains, {elements} elements")
+
+
+def _plan_link(wanted: Desired, found: Observed) -> Iterator[Operation]:
+    link, device = found.link, found.device
+    if link is None:
+        yield CreateLink(wanted.link.name, found.backend)
+    mtu = wanted.link.mtu if link is None or link.mtu != wanted.link.mtu else None
+    if mtu is not None:
+        yield SetLink(wanted.link.name, mtu=mtu)
+    key = wanted.public_key if device is None or device.public_key != wanted.public_key else None
+    port = wanted.link.listen_port if device is None or device.listen_port != wanted.link.listen_port else None
+    # Nothing of what is there is wanted: one flag instead of a removal for each.
+    replace_peers = bool(found.peers) and found.peers.keys().isdisjoint(wanted.peers)
+    if key is not None or port is not None or replace_peers:
+        yield SetDevice(public_key=key, listen_port=port, replace_peers=replace_peers)
+
+
+def _plan_peers(wanted: Desired, found: Observed, peers: Mapping[str, ObservedPeer]) -> Iterator[Operation]:
+    if not peers.keys().isdisjoint(wanted.peers):  # otherwise all went with WGDEVICE_F_REPLACE_PEERS
+        yield from (PeerChange("remove", "", key) for key in peers if key not in wanted.peers)
+    for key, peer in wanted.peers.items():
+        before = peers.get(key)
+        change = _add(peer) if before is None else _change(peer, before, found)
+        if change is not None:
+            yield change
+
+
+def _add(peer: DesiredPeer) -> PeerChange:
+    return PeerChange(
+        action="add",
+        name=peer.name,
+        public_key=peer.public_key,
+        endpoint=peer.endpoint,
+        keepalive=peer.keepalive or None,
+        preshared_key=peer.preshared_key if any(peer.preshared_key) else None,
+        allowed_ips=tuple(sorted(peer.allowed_ips)),
+        replace_allowed_ips=True,  # somebody may have added it meanwhile, with others
+    )
+
+
+def _change(peer: DesiredPeer, before: ObservedPeer, found: Observed) -> PeerChange | None:
+    # The kernel can add an allowed IP, but not take one away (before 6.16): then the whole list is written.
+    remove = before.allowed_ips - peer.allowed_ips
+    networks = peer.allowed_ips if remove else peer.allowed_ips - before.allowed_ips
+    change = PeerChange(
+        action="change",
+        name=peer.name,
+        public_key=peer.public_key,
+        endpoint=_endpoint_change(peer, before, found),
+        keepalive=peer.keepalive if peer.keepalive != before.keepalive else None,
+        preshared_key=peer.preshared_key if peer.preshared_key != before.preshared_key else None,
+        allowed_ips=tuple(sorted(networks)),
+        replace_allowed_ips=bool(remove),
+    )
+    return None if change == PeerChange("change", peer.name, peer.public_key) else change
+
+
+def _endpoint_change(peer: DesiredPeer, before: ObservedPeer, found: Observed) -> Endpoint | None:
+    """The hint, when it should be written: WireGuard knows better where a peer that talks to us is."""
+    hint = peer.endpoint
+    if hint is None or hint == before.endpoint:
+        return None
+    if peer.public_key in found.hints and found.hints[peer.public_key] != hint:
+        return hint
+    return hint if found.now - before.last_handshake >= STALE_HANDSHAKE else None
+
+
+def _plan_addresses_and_routes(wanted: Desired, found: Observed) -> Iterator[Operation]:
+    yield from (AddAddress(network) for network in sorted(wanted.addresses - found.addresses))
+    if found.link is None or not found.link.up:
+        yield SetLink(wanted.link.name, up=True)
+    before = {route.destination: route for route in found.routes}
+    for route in sorted(wanted.routes - found.routes, key=lambda route: route.destination):
+        yield PutRoute(route, replace=route.destination in before)
+    kept = {route.destination for route in wanted.routes}
+    yield from (RemoveRoute(route) for route in found.routes if route.destination not in kept)
+    # Last: with an address go the routes that have it as their source.
+    yield from (RemoveAddress(network) for network in sorted(found.addresses - wanted.addresses))
