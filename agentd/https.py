@@ -107,12 +107,10 @@ class Controller:
         """The body of a GET. Raises ControllerError."""
         return self._request("GET", path, None, {})
 
-    def post(self, path: str, message: Message, answer: type[M], *, idempotency_key: str | None = None) -> M:
+    def post(self, path: str, message: Message, answer: type[M]) -> M:
         """Send `message`, return the answer. Raises ControllerError."""
-        headers = {"Content-Type": "application/json"}
-        if idempotency_key:
-            headers["Idempotency-Key"] = idempotency_key
-        body = self._request("POST", path, message.model_dump_json().encode(), headers)
+        content = message.model_dump_json().encode()
+        body = self._request("POST", path, content, {"Content-Type": "application/json"})
         try:
             return answer.model_validate_json(body)
         except ValidationError as error:

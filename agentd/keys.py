@@ -102,12 +102,7 @@ class IdentityKey:
         return certificate.public_key() == self._private.public_key()
 
     def request(self, name: str) -> str:
-        """A certificate signing request (PKCS #10, PEM).
-
-        The signature is deterministic (RFC 6979), so that a repeated enrolment sends the same bytes and the
-        controller can recognise it as a repetition.
-        """
+        """A certificate signing request (PKCS #10, PEM)."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
-        request = builder.sign(self._private, hashes.SHA256(), ecdsa_deterministic=True)
-        return request.public_bytes(Encoding.PEM).decode()
+        return builder.sign(self._private, hashes.SHA256()).public_bytes(Encoding.PEM).decode()

@@ -26,7 +26,6 @@ __all__ = [
     "load",
     "next_expiry",
     "save",
-    "unexpired",
     "whois",
 ]
 
@@ -101,12 +100,6 @@ def load(state: StateDir) -> tuple[SavedMap | None, str | None]:
 def denied(netmap: Netmap) -> Netmap:
     """The same host without peers and rules: default deny, for a node that was removed or disabled."""
     return netmap.model_copy(update={"peers": {}, "sets": {}, "rules": {}})
-
-
-def unexpired(netmap: Netmap, now: float) -> Netmap:
-    """The map without the rules that have ended by `now` (seconds since the epoch)."""
-    rules = {key: rule for key, rule in netmap.rules.items() if rule.expires is None or now < rule.expires}
-    return netmap if len(rules) == len(netmap.rules) else netmap.model_copy(update={"rules": rules})
 
 
 def next_expiry(netmap: Netmap, now: float) -> int | None:

@@ -1,0 +1,208 @@
+"""What the daemon answers to each request of the local API.
+
+Reads the daemon's parts; changes nothing but by calling one of them.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import assert_never
+
+from controller.wire.netmap import Netmap, Peer, SelfNode
+
+from .apply import Applier
+from .config import Config
+from .control import Control
+from .errors import AgentError, StateError
+from .facts import OwnAddresses
+from .host import agent_version, endpoints
+from .local_api import (
+    Answer,
+    ControllerStatus,
+    Diff,
+    DiffRequest,
+    Identity,
+    LeaveRequest,
+    Left,
+    Peers,
+    PeersRequest,
+    PeerStatus,
+    Request,
+    Rotated,
+    RotateKeyRequest,
+    Status,
+    StatusRequest,
+    WhoisRequest,
+)
+from .model import KernelError, Observed
+from .netmap import whois
+from .reconcile import Reconciler
+from .renew import due
+from .session import Phase
+from .state import NodeFile, StateDir
+from .tunnel_key import TunnelKey
+
+__all__ = ["Parts", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The running daemon, as far as questions go."""
+
+    config: Config
+    state: StateDir
+    node: NodeFile
+    kernel: Reconciler
+    applier: Applier
+    control: Control
+    key: TunnelKey
+    own: OwnAddresses
+    notices: tuple[str, ...]
+    started: datetime
+    leave: Callable[[bool], Awaitable[Left]]  # takes `force`
+
+
+async def answer(parts: Parts, request: Request) -> Answer:
+    """Answer one request. Raises AgentError."""
+    try:
+        match request:
+            case StatusRequest():
+                return await _status(parts)
+            case PeersRequest():
+                return Peers(peers=_peers(_map(parts), await parts.kernel.observe()))
+            case WhoisRequest():
+                return _identity(parts, request.address)
+            case DiffRequest():
+                return await _diff(parts)
+            case RotateKeyRequest():
+                return await _rotate(parts)
+            case LeaveRequest():
+                return await parts.leave(request.force)
+            case _:
+                assert_never(request)
+    except KernelError as error:
+        raise AgentError(str(error)) from error
+
+
+async def _status(parts: Parts) -> Status:
+    observed = await parts.kernel.observe()
+    netmap, applier, standing = _map(parts), parts.applier, parts.control.standing
+    certificate = parts.state.certificate()
+    if certificate is None:
+        raise StateError(
+            f"{parts.state.path} has lost the node's certificate: run `agentd leave --force` and join again"
+        )
+    return Status(
+        version=agent_version(),
+        process=os.getpid(),
+        started=parts.started,
+        mesh=parts.node.mesh.name,
+        mesh_id=parts.node.mesh.id,
+        prefixes=(parts.node.mesh.prefix4, parts.node.mesh.prefix6),
+        node=parts.node.node_id,
+        name=netmap.node.name if netmap else parts.node.name,
+        addresses=netmap.node.addresses if netmap else parts.node.addresses,
+        tags=netmap.node.tags if netmap else (),
+        public_key=parts.key.public,
+        endpoints=endpoints(parts.config, parts.own.now, parts.node.mesh),
+        controller=ControllerStatus(
+            url=parts.node.url,
+            phase=standing.phase,
+            since=standing.since,
+            connected=standing.connected,
+            error=standing.error,
+            retry=standing.retry,
+        ),
+        map=_origin(parts),
+        desired=applier.desired.netmap.revision if applier.desired else None,
+        in_force=applier.in_force.revision if applier.in_force else None,
+        error=applier.outcome.error if applier.outcome else None,
+        save_error=applier.save_error,
+        notices=parts.notices,
+        certificate_until=certificate.not_valid_after_utc,
+        renewal=due(certificate),
+        link=parts.config.link,
+        listen_port=parts.config.listen_port,
+        backend=observed.backend,
+        firewall=observed.ruleset is not None,
+        rules=len(applier.in_force.rules) if applier.in_force else 0,
+        drifts=applier.drifts,
+        peers=_peers(netmap, observed),
+    )
+
+
+def _map(parts: Parts) -> Netmap | None:
+    """The map in force; before the first was applied, the one that is about to be."""
+    desired = parts.applier.desired
+    return parts.applier.in_force or (desired.netmap if desired else None)
+
+
+def _origin(parts: Parts) -> str:
+    desired = parts.applier.desired
+    if desired is None:
+        return "none"
+    if not desired.resume:
+        return "denied"
+    return "current" if parts.control.standing.phase is Phase.STREAMING else "saved"
+
+
+def _peers(netmap: Netmap | None, observed: Observed) -> tuple[PeerStatus, ...]:
+    listed = sorted(netmap.peers.values(), key=lambda peer: (peer.name, peer.id)) if netmap else []
+    return tuple(_peer(peer, observed) for peer in listed)
+
+
+def _peer(peer: Peer, observed: Observed) -> PeerStatus:
+    there = observed.peers.get(peer.public_key)
+    handshake = there.last_handshake if there else 0.0
+    return PeerStatus(
+        id=peer.id,
+        name=peer.name,
+        addresses=peer.addresses,
+        public_key=peer.public_key,
+        kind=peer.kind,
+        endpoint=str(there.endpoint) if there and there.endpoint else None,
+        handshake=datetime.fromtimestamp(handshake, UTC) if handshake else None,
+        handshake_age=max(observed.now - handshake, 0.0) if handshake else None,
+        received=there.rx_bytes if there else 0,
+        sent=there.tx_bytes if there else 0,
+        applied=there is not None,
+    )
+
+
+def _identity(parts: Parts, address: str) -> Identity:
+    netmap = parts.applier.in_force
+    if netmap is None:
+        raise AgentError("no map is in force yet, so nobody is known: look at `agentd status`")
+    found = whois(netmap, address)
+    if found is None:
+        raise AgentError(f"{address} is nobody that this host may talk to: look at `agentd peers`")
+    return _described(parts, netmap, address, found)
+
+
+def _described(parts: Parts, netmap: Netmap, address: str, found: Peer | SelfNode) -> Identity:
+    other = found if isinstance(found, Peer) else None
+    return Identity(
+        address=address,
+        node=found.id,
+        name=found.name,
+        fqdn=f"{found.name}.{netmap.mesh.domain}",
+        tags=found.tags,
+        public_key=other.public_key if other else parts.key.public,
+        kind=other.kind if other else "agent",
+        is_self=other is None,
+    )
+
+
+async def _diff(parts: Parts) -> Diff:
+    desired = parts.applier.desired
+    planned = await parts.kernel.plan(desired.netmap) if desired else ()
+    return Diff(operations=tuple(str(operation) for operation in planned))
+
+
+async def _rotate(parts: Parts) -> Rotated:
+    if parts.control.standing.phase is not Phase.STREAMING:
+        raise AgentError("the controller is away, so no peer could learn the new key: try again when it is back")
+    await parts.key.rotate()
+    parts.control.changed()
+    return Rotated(public_key=parts.key.public)

@@ -1,0 +1,276 @@
+"""The `agentd` command: parse, load the configuration, call one function, print.
+
+0 done, 1 failed or not well, 2 wrong usage, 130 interrupted. What a single command needs is imported in it: the daemon
+then carries no tables, and `agentd status` waits for no netlink library.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controller.wire.enrol import JoinStringError
+
+from . import config as configuration
+from .config import Config
+from .errors import AgentError
+from .host import agent_version
+from .local_api import (
+    Diff,
+    DiffRequest,
+    Identity,
+    LeaveRequest,
+    Left,
+    Peers,
+    PeersRequest,
+    Rotated,
+    RotateKeyRequest,
+    Status,
+    StatusRequest,
+    WhoisRequest,
+)
+from .local_client import NotRunningError, ask
+from .model import KernelError
+from .state import StateDir
+
+__all__ = ["app", "run_command"]
+
+
+def _examples(*lines: str) -> str:
+    # Two spaces at a line's end are Markdown's line break.
+    return "  \n".join(("**Examples**", *(f"`{line}`" for line in lines)))
+
+
+app = typer.Typer(
+    name="agentd",
+    help="The wardmesh daemon of one host: joins a mesh and keeps its tunnels, routes and firewall as policy says.",
+    epilog=_examples("sudo agentd join -", "sudo agentd run", "agentd status"),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+class _Options:
+    """The options before the command; the configuration file is read when a command needs it."""
+
+    def __init__(self, file: Path | None, state_dir: Path | None, socket: Path | None) -> None:
+        self._file, self._state_dir, self._socket = file, state_dir, socket
+
+    def load(self) -> Config:
+        return configuration.load(self._file, state_dir=self._state_dir, socket=self._socket)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agentd {agent_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option("--config", help=f"Configuration file  [default: {configuration.DEFAULT_FILE}]")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", help="Keys and the saved map  [default: /var/lib/wardmesh]")
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option("--socket", help="The daemon's socket  [default: /run/wardmesh/agentd.sock]")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The wardmesh daemon of one host: joins a mesh and keeps its tunnels, routes and firewall as policy says."""
+    del version
+    context.obj = _Options(config, state_dir, socket)
+
+
+@app.command(epilog=_examples("sudo agentd join -", "sudo agentd join --join-file /root/join --name db-1"))
+def join(
+    context: typer.Context,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STRING", help="The join string; '-' reads it from standard input, which hides it from ps."
+        ),
+    ] = None,
+    join_file: Annotated[
+        Path | None, typer.Option("--join-file", envvar="WARDMESH_JOIN_FILE", help="Read the join string from a file.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The node's name  [default: the host's]")] = None,
+) -> None:
+    """Make this host a node of the mesh that the join string names."""
+    from . import join as joining  # noqa: PLC0415  # see above
+    from .kernel.links import host_networks, local_addresses  # noqa: PLC0415  # see above
+
+    config: Config = context.obj.load()
+    if name is not None:
+        config = config.model_copy(update={"name": joining.choose_name(name)})
+    facts = joining.HostFacts(tuple(local_addresses()), tuple(host_networks()))
+    joined = joining.join(StateDir(config.state_dir), config, _join_string(text, join_file), facts, say=_say)
+    node = joined.node
+    typer.echo(
+        f"{'joined' if joined.new else 'already joined'} {node.mesh.name} as {node.name}: {' '.join(node.addresses)}"
+    )
+    if joined.state == "pending":
+        typer.echo(f"an administrator must approve it: wardmesh node approve {node.name}")
+
+
+def _join_string(text: str | None, file: Path | None) -> str:
+    if text not in {None, "-"}:
+        return str(text)
+    if text == "-":
+        return sys.stdin.read()
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise AgentError(f"cannot read the join string from {file}: {error}") from error
+    if sys.stdin.isatty():
+        return str(typer.prompt("Join string", hide_input=True))
+    raise typer.BadParameter("give a join string, '-' to read it from standard input, or --join-file FILE")
+
+
+@app.command(epilog=_examples("agentd --config /etc/wardmesh/agentd.toml run"))
+def run(context: typer.Context) -> None:
+    """Run the daemon in the foreground; it logs to standard error."""
+    from . import daemon, log  # noqa: PLC0415  # see above
+
+    config: Config = context.obj.load()
+    log.set_up(config.log_level, config.log_format)
+    raise typer.Exit(daemon.run(config))
+
+
+@app.command(epilog=_examples("agentd status", "agentd status --json", "agentd status --diff"))
+def status(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="What would be changed now, one operation a line.")] = False,
+) -> None:
+    """Show how this host is: controller, map, tunnel, firewall, peers. Exit code 1 when something is wrong."""
+    from . import show  # noqa: PLC0415  # see above
+
+    config: Config = context.obj.load()
+    if diff:
+        operations = ask(config.socket, DiffRequest(), Diff)
+        typer.echo(operations.model_dump_json(indent=2) if json else show.diff(operations))
+        return
+    try:
+        answer = ask(config.socket, StatusRequest(), Status)
+    except NotRunningError as error:
+        raise NotRunningError(f"{error}{_joined(config)}") from None
+    if json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        show.status(answer)
+    if not show.is_well(answer):
+        raise typer.Exit(1)
+
+
+def _joined(config: Config) -> str:
+    """What the state directory says, for who may read it."""
+    try:
+        node = StateDir(config.state_dir).node()
+    except AgentError:
+        return ""
+    return (
+        f"; this host is {node.name!r} in the mesh {node.mesh.name!r}" if node else "; this host has not joined a mesh"
+    )
+
+
+@app.command(epilog=_examples("agentd peers", "agentd peers --json"))
+def peers(
+    context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
+) -> None:
+    """List the peers that policy lets this host talk to, with what the tunnel knows of each."""
+    from . import show  # noqa: PLC0415  # see above
+
+    answer = ask(context.obj.load().socket, PeersRequest(), Peers)
+    if json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        show.peers(answer.peers)
+
+
+@app.command(epilog=_examples("agentd whois 100.80.0.7", "agentd whois fd12:3456:789a::7 --json"))
+def whois(
+    context: typer.Context,
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="A mesh address.")],
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Tell which node has a mesh address."""
+    from . import show  # noqa: PLC0415  # see above
+
+    try:
+        request = WhoisRequest(address=address)
+    except ValueError:
+        raise typer.BadParameter(f"{address!r} is not an IP address: write it like 192.0.2.1 or 2001:db8::1") from None
+    answer = ask(context.obj.load().socket, request, Identity)
+    if json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        show.identity(answer)
+
+
+@app.command("rotate-key", epilog=_examples("sudo agentd rotate-key"))
+def rotate_key(context: typer.Context) -> None:
+    """Replace this host's WireGuard key; peers learn the new one from the controller."""
+    answer = ask(context.obj.load().socket, RotateKeyRequest(), Rotated)
+    typer.echo(f"the public key is now {answer.public_key}")
+
+
+@app.command(epilog=_examples("sudo agentd leave", "sudo agentd leave --force"))
+def leave(
+    context: typer.Context,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when the controller cannot be told; it then still lists the node.")
+    ] = False,
+) -> None:
+    """Leave the mesh and remove everything that agentd made on this host; a running daemon stops."""
+    from . import daemon  # noqa: PLC0415  # see above
+
+    config: Config = context.obj.load()
+    try:
+        left = ask(config.socket, LeaveRequest(force=force), Left, patience=90)
+    except NotRunningError:
+        left = daemon.leave_without_daemon(config, force=force)
+    for item in left.removed:
+        typer.echo(f"removed {item}")
+    if not left.told:
+        _say("warning: the controller was not told and still lists this node: remove it with `wardmesh node delete`")
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code. What is meant for people is one line; only a defect has a traceback."""
+    try:
+        code = app(args=list(arguments), prog_name="agentd", standalone_mode=False)
+        sys.stdout.flush()
+    except (AgentError, KernelError, JoinStringError) as error:
+        _say(f"agentd: {error}")
+        return 1
+    except typer.TyperException as error:
+        return _wrong_usage(error)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; pointing stdout at nothing keeps the interpreter's last flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _wrong_usage(error: typer.TyperException) -> int:
+    if message := error.format_message():  # without one, the help has been printed
+        context: typer.Context | None = getattr(error, "ctx", None)
+        command = context.command_path if context else "agentd"
+        _say(f"agentd: {message.rstrip('.')}. See `{command} --help`")
+    return error.exit_code

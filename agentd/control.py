@@ -1,0 +1,350 @@
+"""The connection to the controller: the I/O around `session`, one coroutine for each phase.
+
+Receives the map, hands it to the applier, tells the controller what is in force and what changed on this host.
+Knows nothing of kernels; whatever the controller does, the map in force stays.
+"""
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Final
+
+from pydantic import ValidationError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from controller.wire.base import Message
+from controller.wire.netmap import FoldError, fold
+from controller.wire.stream import (
+    PROTOCOL,
+    STREAM_PATH,
+    Applied,
+    Bye,
+    DeltaFrame,
+    Hello,
+    HostReport,
+    Report,
+    Snapshot,
+    controller_frame,
+)
+
+from .apply import Applier, Outcome
+from .errors import AgentError, ControllerError, StateError
+from .explain import find, unreachable
+from .https import trusting, with_client_certificate
+from .netmap import SavedMap, denied
+from .renew import due, renew
+from .session import Event, Phase, Session, step
+from .state import CA, CERTIFICATE, IDENTITY_KEY, NodeFile, StateDir
+
+__all__ = ["Control"]
+
+log = logging.getLogger("agentd.control")
+
+# A snapshot of 100,000 peers is below this.
+_LARGEST_FRAME: Final = 64 * 1024 * 1024
+# Seconds. Long sleeps are cut, because a suspended machine's monotonic clock stands still.
+_LONGEST_SLEEP: Final = 3600.0
+_RENEWAL_RETRY: Final = 600.0
+_GREETING_PATIENCE: Final = 30.0
+
+_BYE: Final = {
+    "replaced": Event.REPLACED,
+    "removed": Event.REMOVED,
+    "disabled": Event.DISABLED,
+    "shutdown": Event.SHUTDOWN,
+    "protocol": Event.REFUSED,
+}
+_PROBLEMS: Final = {
+    "urn:wardmesh:problem:node-removed": Event.REMOVED,
+    "urn:wardmesh:problem:node-disabled": Event.DISABLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The session as `agentd status` tells it."""
+
+    phase: Phase
+    since: datetime
+    connected: datetime | None
+    error: str | None
+    retry: datetime | None
+
+
+class Control:
+    """Runs the connection of one node for as long as the daemon runs."""
+
+    def __init__(self, state: StateDir, node: NodeFile, applier: Applier, report: Callable[[], HostReport]) -> None:
+        self._state = state
+        self._node = node
+        self._applier = applier
+        self._report = report
+        self._session = Session(resume=applier.desired is None or applier.desired.resume)
+        self._phases = {
+            Phase.WAITING: self._wait,
+            Phase.RENEWING: self._renew,
+            Phase.CONNECTING: self._connect,
+            Phase.GREETING: self._greet,
+            Phase.STREAMING: self._stream,
+            Phase.PARKED: self._park,
+        }
+        self._socket: ClientConnection | None = None
+        self._error: str | None = None
+        self._since = datetime.now(UTC)
+        self._connected: datetime | None = None
+        self._renewal_not_before = 0.0  # in the event loop's time
+        self._changed = asyncio.Event()
+        self._reported: HostReport | None = None
+        self._told: Outcome | None = None
+
+    @property
+    def standing(self) -> Standing:
+        """Where the connection stands now."""
+        session = self._session
+        retry = None
+        if session.phase is Phase.WAITING:
+            retry = datetime.fromtimestamp(self._since.timestamp() + session.pause, UTC)
+        return Standing(session.phase, self._since, self._connected, self._error, retry)
+
+    def changed(self) -> None:
+        """Something that the controller should know may have changed: the host's report, or what is in force."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Keep the connection until cancelled."""
+        try:
+            while True:
+                event = await self._phases[self._session.phase]()
+                await self._move(event)
+        finally:
+            await self._close()
+
+    async def _move(self, event: Event) -> None:
+        before, self._session = self._session, step(self._session, event, random.random())  # noqa: S311 (jitter)
+        if self._session.phase is before.phase:
+            return
+        self._since = datetime.now(UTC)
+        log.debug("%s: %s, then %s", before.phase, event, self._session.phase)
+        if event in {Event.REMOVED, Event.DISABLED}:
+            self._deny(event)
+        if self._session.phase is Phase.STREAMING:
+            self._connected, self._error = self._since, None
+            log.info("connected to %s", self._node.url)
+        if self._session.phase in {Phase.WAITING, Phase.PARKED}:
+            self._connected = None
+            await self._close()
+
+    def _deny(self, event: Event) -> None:
+        """The controller said that this node is no member (now): nothing may pass."""
+        log.warning("this node was %s by an administrator: no peer is reachable any more", event)
+        if self._applier.desired is not None:
+            self._applier.desire(SavedMap(denied(self._applier.desired.netmap), resume=False))
+
+    # The phases
+
+    async def _wait(self) -> Event:
+        await asyncio.sleep(self._session.pause)
+        overdue = self._session.renew or self._renewal_due() <= datetime.now(UTC)
+        allowed = asyncio.get_running_loop().time() >= self._renewal_not_before
+        return Event.RENEWAL_DUE if overdue and allowed else Event.PAUSE_OVER
+
+    async def _renew(self) -> Event:
+        try:
+            certificate = await asyncio.to_thread(renew, self._state, self._node)
+        except (ControllerError, StateError) as error:
+            # The stream's own attempt follows at once, and waits for longer each time; this one repeats less often.
+            self._renewal_not_before = asyncio.get_running_loop().time() + _RENEWAL_RETRY
+            if isinstance(error, ControllerError):
+                if not error.final:
+                    self._renewal_not_before = 0.0
+                if _PROBLEMS.get(error.kind) is Event.REMOVED:
+                    self._fail(str(error))
+                    return Event.REMOVED
+            self._fail(f"the node's certificate was not renewed: {error}")
+            return Event.RENEWAL_FAILED
+        log.info("renewed the node's certificate until %s", certificate.not_valid_after_utc)
+        return Event.RENEWED
+
+    async def _connect(self) -> Event:
+        url = "wss://" + self._node.url.removeprefix("https://").rstrip("/") + STREAM_PATH
+        try:
+            self._socket = await connect(
+                url,
+                ssl=self._tls(),
+                subprotocols=[Subprotocol(PROTOCOL)],
+                compression=None,  # a deflate window would cost more memory than the map
+                proxy=None,
+                max_size=_LARGEST_FRAME,
+                close_timeout=2,
+            )
+        except (OSError, InvalidHandshake, ConnectionClosed, AgentError) as error:
+            return self._connection_failed(error)
+        return Event.OPENED
+
+    async def _greet(self) -> Event:
+        desired, report = self._applier.desired, self._report()
+        revision = desired.netmap.revision if desired and self._session.resume else None
+        self._reported, self._told = report, None
+        try:
+            await self._send(Hello(revision=revision, mesh=self._node.mesh.id, report=report))
+            async with asyncio.timeout(_GREETING_PATIENCE):
+                return await self._receive()
+        except TimeoutError:
+            self._fail(f"the controller did not send a map within {_GREETING_PATIENCE:.0f} s")
+            return Event.LOST
+        except (ConnectionClosed, OSError) as error:
+            return self._connection_failed(error)
+
+    async def _stream(self) -> Event:
+        helpers = [asyncio.create_task(self._tell_changes()), asyncio.create_task(self._renew_in_time())]
+        try:
+            event = Event.MAP
+            while event is Event.MAP:
+                event = await self._receive()
+        except (ConnectionClosed, OSError) as error:
+            return self._connection_failed(error)
+        finally:
+            await _stop(helpers)
+        return event
+
+    async def _park(self) -> Event:
+        never: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        return await never
+
+    # What they are made of
+
+    async def _receive(self) -> Event:
+        """Take one frame. Raises ConnectionClosed."""
+        assert self._socket is not None
+        text = await self._socket.recv()
+        try:
+            frame = controller_frame.validate_json(text)
+        except ValidationError as error:
+            self._fail(f"the controller sent a frame that this agentd cannot read: {error.errors()[0]['msg']}")
+            return Event.GAP
+        if isinstance(frame, Bye):
+            self._fail(f"the controller closed the connection ({frame.reason}): {frame.detail}")
+            return _BYE[frame.reason]
+        return self._take(frame)
+
+    def _take(self, frame: Snapshot | DeltaFrame) -> Event:
+        desired = self._applier.desired
+        if isinstance(frame, Snapshot):
+            netmap = frame.netmap
+        elif desired is None:
+            self._fail("the controller sent a change of a map that this host does not have")
+            return Event.GAP
+        else:
+            try:
+                netmap = fold(desired.netmap, frame.delta)
+            except FoldError as error:
+                self._fail(f"the controller sent a change that does not continue this host's map: {error}")
+                return Event.GAP
+        if netmap.mesh.id != self._node.mesh.id or netmap.node.id != self._node.node_id:
+            self._fail(
+                f"the controller sent a map for {netmap.node.id} in mesh {netmap.mesh.id}, which is not this node"
+            )
+            return Event.GAP
+        self._told = None  # each frame is answered, also when it changes nothing
+        self._applier.desire(SavedMap(netmap))
+        return Event.MAP
+
+    async def _tell_changes(self) -> None:
+        """Send what the controller does not know yet, the latest of each kind, until the connection ends."""
+        with suppress(ConnectionClosed):  # the receiver reports it
+            while True:
+                self._changed.clear()  # before looking: what changes from here on is looked at again
+                report = self._report()
+                if report != self._reported:
+                    self._reported = report
+                    await self._send(Report(report=report))
+                outcome = self._applier.outcome
+                if outcome is not None and outcome != self._told and self._is_answer(outcome):
+                    self._told = outcome
+                    await self._send(Applied(revision=outcome.revision, error=outcome.error))
+                await self._changed.wait()
+
+    def _is_answer(self, outcome: Outcome) -> bool:
+        """False for the outcome of an older map than the one being applied now."""
+        desired = self._applier.desired
+        return desired is not None and outcome.revision == desired.netmap.revision
+
+    async def _renew_in_time(self) -> None:
+        """Renew while the stream stands; the new certificate serves the next connection."""
+        loop = asyncio.get_running_loop()
+        while True:
+            left = (self._renewal_due() - datetime.now(UTC)).total_seconds()
+            left = max(left, self._renewal_not_before - loop.time())
+            if left > 0:
+                await asyncio.sleep(min(left, _LONGEST_SLEEP))
+                continue
+            if await self._renew() is not Event.RENEWED:
+                self._renewal_not_before = loop.time() + _RENEWAL_RETRY
+
+    def _tls(self) -> ssl.SSLContext:
+        """TLS with the node's certificate. Raises AgentError."""
+        ca, certificate, key = (self._state.read(name) for name in (CA, CERTIFICATE, IDENTITY_KEY))
+        if ca is None or certificate is None or key is None:
+            raise StateError(f"{self._state.path} has lost its identity: run `agentd leave --force` and join again")
+        context = trusting(ca.decode() if self._node.trust == "pinned" else None)
+        return with_client_certificate(context, certificate, key)
+
+    def _renewal_due(self) -> datetime:
+        """When to renew; at once when the certificate cannot be read, because renewing says why."""
+        try:
+            certificate = self._state.certificate()
+        except StateError as error:
+            self._fail(str(error))
+            certificate = None
+        return due(certificate) if certificate else datetime.now(UTC)
+
+    def _connection_failed(self, error: Exception) -> Event:
+        tls = find(error, ssl.SSLError)
+        if tls is not None and "CERTIFICATE_EXPIRED" in (tls.reason or ""):
+            self._fail("the controller takes this node's certificate for expired; renewing it")
+            return Event.CERTIFICATE_REFUSED
+        if isinstance(error, AgentError):
+            self._fail(str(error))
+        elif isinstance(error, InvalidStatus):
+            self._fail(_stream_refused(self._node.url, error))
+        elif isinstance(error, ConnectionClosed):
+            self._fail(f"the connection to the controller at {self._node.url} broke ({error})")
+        else:
+            self._fail(str(unreachable(self._node.url, error, None)))
+        return Event.LOST
+
+    def _fail(self, error: str) -> None:
+        if error != self._error:
+            log.warning("%s", error)
+        self._error = error
+
+    async def _send(self, message: Message) -> None:
+        assert self._socket is not None
+        await self._socket.send(message.model_dump_json())
+
+    async def _close(self) -> None:
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            await socket.close()
+
+
+async def _stop(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+
+
+def _stream_refused(url: str, error: InvalidStatus) -> str:
+    status = error.response.status_code
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown"
+    return f"the controller at {url} refused the stream (HTTP {status} {phrase}); `wardmesh node list` shows why"

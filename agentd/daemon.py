@@ -1,0 +1,215 @@
+"""`agentd run`: puts the parts together, and takes them apart in the right order.
+
+A stopped daemon leaves the tunnel as it is: only `leave` removes it. Knows of the kernel only the reconciler.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from socket import socket
+from typing import Any, Final
+
+from controller.wire.stream import HostReport
+
+from .answers import Parts, answer
+from .apply import Applier, Outcome
+from .config import Config
+from .control import Control
+from .errors import AgentError, StateError
+from .facts import OwnAddresses
+from .host import report
+from .instance import sole_owner
+from .keys import WireguardKey
+from .leave import leave
+from .local_api import Answer, Left, Request
+from .local_server import listening, serve
+from .model import LinkSettings
+from .netmap import load
+from .reconcile import Reconciler
+from .sd_notify import notify
+from .state import WIREGUARD_KEY, NodeFile, StateDir
+from .tunnel_key import TunnelKey
+
+__all__ = ["leave_without_daemon", "run"]
+
+log = logging.getLogger("agentd.daemon")
+
+_EXIT_CODES: Final = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT}
+
+
+def run(config: Config) -> int:
+    """Run until a signal or `agentd leave` ends it; returns the exit code. Raises AgentError, KernelError."""
+    return asyncio.run(_run(config))
+
+
+def leave_without_daemon(config: Config, *, force: bool) -> Left:
+    """What `agentd leave` does where no daemon runs. Raises AgentError, KernelError."""
+    return asyncio.run(_leave_without_daemon(config, force=force))
+
+
+@dataclass(frozen=True, slots=True)
+class _Membership:
+    """What a host that has joined has."""
+
+    node: NodeFile
+    key: WireguardKey
+
+
+def _membership(state: StateDir) -> _Membership:
+    node, key = state.node(), state.wireguard_key()
+    if node is None:
+        raise AgentError(f"this host has not joined a mesh ({state.path} is empty): run `agentd join` first")
+    if key is None:
+        raise StateError(f"{state.path / WIREGUARD_KEY} is missing: restore it, or run `agentd leave --force` and join")
+    return _Membership(node, key)
+
+
+def _link_settings(config: Config) -> LinkSettings:
+    return LinkSettings(
+        name=config.link,
+        listen_port=config.listen_port,
+        mtu=config.mtu,
+        table=config.table,
+        backend=config.backend,
+    )
+
+
+async def _leave_without_daemon(config: Config, *, force: bool) -> Left:
+    state = StateDir(config.state_dir)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(state.lock())
+        stack.enter_context(sole_owner(link=config.link, table=config.table))
+        # A reconciler has a key, also when it only removes; the host's own may be the damaged file that is removed.
+        kernel = Reconciler(_link_settings(config), WireguardKey.generate().raw)
+        stack.push_async_callback(kernel.close)
+        await kernel.start()
+        return await leave(state, kernel, force=force)
+
+
+async def _run(config: Config) -> int:
+    state = StateDir(config.state_dir)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(state.lock())
+        member = _membership(state)
+        stack.enter_context(sole_owner(link=config.link, table=config.table))
+        server = stack.enter_context(listening(config.socket, config.socket_group))
+        own = stack.enter_context(OwnAddresses())
+        kernel = Reconciler(_link_settings(config), member.key.raw, choose=own.choose)
+        stack.push_async_callback(kernel.close)
+        await kernel.start()
+        return await _Daemon(config, state, member, kernel, own).run(server)
+
+
+class _Daemon:
+    """The tasks of one running agentd, and what they tell each other."""
+
+    def __init__(
+        self, config: Config, state: StateDir, member: _Membership, kernel: Reconciler, own: OwnAddresses
+    ) -> None:
+        self._config, self._state, self._node, self._kernel, self._own = config, state, member.node, kernel, own
+        self._applier = Applier(kernel, state, on_outcome=self._on_outcome)
+        self._key = TunnelKey(member.key, state, kernel, self._applier)
+        notices = self._load_map()
+        self._control = Control(state, self._node, self._applier, self._report)
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._parts = Parts(
+            config=config,
+            state=state,
+            node=self._node,
+            kernel=kernel,
+            applier=self._applier,
+            control=self._control,
+            key=self._key,
+            own=own,
+            notices=tuple(notices),
+            started=datetime.now(UTC),
+            leave=self._leave,
+        )
+
+    async def run(self, server: socket) -> int:
+        """Run until a signal or `agentd leave`; returns the exit code. Raises what a task could not deal with."""
+        for number, code in _EXIT_CODES.items():
+            asyncio.get_running_loop().add_signal_handler(number, self._end, code)
+        where = {"link": self._config.link, "backend": self._kernel.backend, "state_dir": self._state.path}
+        log.info("agentd runs for %s in %s", self._node.name, self._node.mesh.name, extra=where)
+        if self._applier.desired is None:
+            self._tell_systemd("waiting for the first map")
+        await self._until_ended(
+            self._applier.run(),
+            self._control.run(),
+            self._watch_drift(),
+            self._watch_addresses(),
+            serve(server, self._answer, self._answered),
+        )
+        return self._ended.result()
+
+    def _load_map(self) -> list[str]:
+        """Make the saved map the desired one; returns what `agentd status` must say about it."""
+        saved, notice = load(self._state)
+        if saved is not None:
+            self._applier.desire(saved, saved=True)
+        if notice is not None:
+            log.error("%s", notice)
+        return [notice] if notice else []
+
+    def _report(self) -> HostReport:
+        return report(
+            self._config, self._own.now, self._node.mesh, public_key=self._key.public, backend=self._kernel.backend
+        )
+
+    async def _answer(self, request: Request) -> Answer:
+        return await answer(self._parts, request)
+
+    def _answered(self, given: Answer) -> None:
+        if isinstance(given, Left):
+            self._end(0)
+
+    async def _leave(self, force: bool) -> Left:
+        async with self._applier.paused():
+            left = await leave(self._state, self._kernel, force=force)
+            log.info("left the mesh %s", self._node.mesh.name)
+            self._applier.retire()
+        return left
+
+    async def _watch_drift(self) -> None:
+        async for reason in self._kernel.drift():
+            self._applier.drifted(reason)
+
+    async def _watch_addresses(self) -> None:
+        async for addresses in self._own.changes():
+            log.info("this host's addresses changed", extra={"addresses": len(addresses)})
+            self._applier.wake("addresses")
+            self._control.changed()
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self._control.changed()
+        self._tell_systemd(
+            f"revision {outcome.revision} is not in force: {outcome.error}"
+            if outcome.error
+            else f"in force revision={outcome.revision}"
+        )
+
+    def _tell_systemd(self, status: str) -> None:
+        notify(READY="1", STATUS=status)
+
+    def _end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+    async def _until_ended(self, *parts: Coroutine[Any, Any, None]) -> None:
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            waited: list[asyncio.Future[Any]] = [self._ended, *tasks]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            notify(STOPPING="1")
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
