@@ -3,16 +3,19 @@
 Values and protocols only. Imports no other part of the gateway, so that data path and policy know each other by these.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from controller.wire.base import Address, NodeName, PublicKey, Tag
 from controller.wire.netmap import NodeId
 
 __all__ = [
     "LIST_METHODS",
+    "TRANSPORT_RESPONSE",
+    "TRANSPORT_STREAM",
+    "TRANSPORT_TERMINATE",
     "Allow",
     "AuditEvent",
     "AuditRecord",
@@ -42,7 +45,13 @@ RequestId = str | int
 Headers = Sequence[tuple[bytes, bytes]]  # names in lower case, values without surrounding white space
 
 # Their results are rewritten to what the caller may use; they are the only results that are held back to be read first.
-LIST_METHODS = frozenset({"tools/list", "prompts/list", "resources/list", "resources/templates/list"})
+LIST_METHODS: Final = frozenset({"tools/list", "prompts/list", "resources/list", "resources/templates/list"})
+
+# What a legacy client does besides calling, as `Call.method`: open the GET stream, DELETE its session, answer a request
+# of the server. Policy treats them like `ping`: allowed to whoever has any grant for the service.
+TRANSPORT_STREAM: Final = "transport/stream"
+TRANSPORT_TERMINATE: Final = "transport/terminate"
+TRANSPORT_RESPONSE: Final = "transport/response"
 
 
 class Code(IntEnum):
@@ -231,7 +240,8 @@ class UpstreamRequest:
     """What the gateway passes on. `headers` are clean: no hop-by-hop ones, nothing that the caller could forge.
 
     `target` is the path and query for an HTTP upstream. `session` is the upstream's own id, unsealed. `replayable`:
-    doing it twice changes nothing, so it may be sent again when a kept connection turns out to be dead.
+    doing it twice changes nothing, so it may be sent again when a kept connection turns out to be dead. `content`, for
+    kind http, is a body too large to wait for; `length` its length, None when only its end tells.
     """
 
     method: str
@@ -243,6 +253,8 @@ class UpstreamRequest:
     session: str | None = None
     last_event_id: str | None = None
     replayable: bool = False
+    content: AsyncIterator[bytes] | None = None
+    length: int | None = None
 
 
 class UpstreamResponse(Protocol):

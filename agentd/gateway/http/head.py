@@ -1,0 +1,134 @@
+"""Heads of requests and responses: what llhttp lets through and we do not, and what may pass to the next hop.
+
+Pure. llhttp in its strict mode already refuses Content-Length with Transfer-Encoding, repeated Content-Length, bare CR
+or LF, folded lines, white space before the colon and control characters; the rest of RFC 9112 section 11 is here.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
+
+from ..types import Headers
+
+__all__ = [
+    "HOP_BY_HOP",
+    "BadRequestError",
+    "RequestHead",
+    "check_request",
+    "connection_options",
+    "find",
+    "reason",
+    "render_head",
+    "without_hop_by_hop",
+]
+
+# RFC 9110 section 7.6.1, with what RFC 7540 added for its retired upgrade.
+HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# A `Connection` option that names one of these would make the next hop see another request than we judged.
+_END_TO_END: Final = re.compile(rb"mcp-.*|content-.*|wardmesh-.*|host|origin|authorization|accept|cookie|last-event-id")
+_SINGLE: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"origin"})
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+
+
+class BadRequestError(Exception):
+    """The request cannot be answered as asked; the connection ends after `status`, with the text as its body."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A request's head. `headers`: names in lower case, in the order they came."""
+
+    method: str = ""
+    target: bytes = b""
+    version: str = "1.1"
+    keep_alive: bool = True
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def find(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of the header `name` (lower case)."""
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def connection_options(headers: Headers) -> set[bytes]:
+    """The options that `Connection` lists, in lower case."""
+    options: set[bytes] = set()
+    for key, value in headers:
+        if key == b"connection":
+            options.update(option.strip().lower() for option in value.split(b","))
+    return options
+
+
+def check_request(head: RequestHead) -> None:
+    """Refuse what two readers could take for different requests. Raises BadRequestError."""
+    if head.version not in {"1.0", "1.1"}:
+        raise BadRequestError(505, "this server speaks HTTP/1.1")
+    if head.method not in _METHODS:
+        raise BadRequestError(501, f"the method {head.method} is not served")
+    if not head.target.startswith(b"/") or b"#" in head.target:
+        raise BadRequestError(400, "the request target must be a path: /mcp")
+    _check_headers(head)
+    if find(head.headers, b"host") is None and head.version == "1.1":
+        raise BadRequestError(400, "the Host header is missing")
+
+
+def _check_headers(head: RequestHead) -> None:
+    seen: set[bytes] = set()
+    for name, value in head.headers:
+        if name in _SINGLE:
+            if name in seen:
+                raise BadRequestError(400, f"the header {name.decode()} appears more than once")
+            seen.add(name)
+        # RFC 9112 section 6.1: a coding that we do not know has a length that we do not know; one in a message of
+        # HTTP/1.0 is a sign of smuggling.
+        if name == b"transfer-encoding" and (value.lower() != b"chunked" or head.version == "1.0"):
+            raise BadRequestError(501, "the only transfer coding is chunked, in HTTP/1.1")
+        if name == b"connection" and any(_END_TO_END.fullmatch(option) for option in connection_options(head.headers)):
+            raise BadRequestError(400, "Connection names a header that is not its to name")
+        if name == b"expect" and value.lower() != b"100-continue":
+            raise BadRequestError(417, "the only expectation is 100-continue")
+
+
+def without_hop_by_hop(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers that concern both ends: neither of this hop nor named by `Connection`."""
+    if any(name == b"connection" for name, _ in headers):
+        dropped: Iterable[bytes] = HOP_BY_HOP | connection_options(headers)
+    else:
+        dropped = HOP_BY_HOP
+    return [pair for pair in headers if pair[0] not in dropped]
+
+
+def reason(status: int) -> bytes:
+    """The phrase for a status code; RFC 9112 section 4 lets it be empty."""
+    return _REASONS.get(status, b"")
+
+
+def render_head(status: int, headers: Headers) -> bytes:
+    """A response's head with its empty line."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason(status))]
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    lines.append(b"\r\n")
+    return b"".join(lines)
