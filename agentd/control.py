@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
-from controller.wire.base import Message
+from controller.wire.base import Message, Revision
 from controller.wire.netmap import FoldError, fold
 from controller.wire.stream import (
     PROTOCOL,
@@ -104,6 +104,7 @@ class Control:
         self._changed = asyncio.Event()
         self._reported: HostReport | None = None
         self._told: Outcome | None = None
+        self._first: Revision | None = None  # what this connection began with
 
     @property
     def standing(self) -> Standing:
@@ -192,7 +193,7 @@ class Control:
     async def _greet(self) -> Event:
         desired, report = self._applier.desired, self._report()
         revision = desired.netmap.revision if desired and self._session.resume else None
-        self._reported, self._told = report, None
+        self._reported, self._told, self._first = report, None, None
         try:
             await self._send(Hello(revision=revision, mesh=self._node.mesh.id, report=report))
             async with asyncio.timeout(_GREETING_PATIENCE):
@@ -253,7 +254,9 @@ class Control:
                 f"the controller sent a map for {netmap.node.id} in mesh {netmap.mesh.id}, which is not this node"
             )
             return Event.GAP
-        self._told = None  # each frame is answered, also when it changes nothing
+        if isinstance(frame, Snapshot) or self._first is None:
+            # What was in force before this frame may be of another history: only what follows is told.
+            self._first, self._told = netmap.revision, None
         self._applier.desire(SavedMap(netmap))
         return Event.MAP
 
@@ -273,9 +276,13 @@ class Control:
                 await self._changed.wait()
 
     def _is_answer(self, outcome: Outcome) -> bool:
-        """False for the outcome of an older map than the one being applied now."""
+        """False for the outcome of a map that this connection did not bring."""
         desired = self._applier.desired
-        return desired is not None and outcome.revision == desired.netmap.revision
+        return (
+            self._first is not None
+            and desired is not None
+            and self._first <= outcome.revision <= desired.netmap.revision
+        )
 
     async def _renew_in_time(self) -> None:
         """Renew while the stream stands; the new certificate serves the next connection."""
