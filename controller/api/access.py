@@ -1,0 +1,57 @@
+"""Who may: bearer tokens and node certificates as FastAPI dependencies."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from controller.context import Context, context
+from controller.identity import peer_certificate
+from controller.problems import Kind, Refused
+from controller.tokens import Principal
+from controller.wire.netmap import NodeId
+
+__all__ = ["ACCESS", "Admin", "Ctx", "Reader", "Self"]
+
+Ctx = Annotated[Context, Depends(context)]
+ACCESS = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN)  # what every route with a token can answer
+
+_bearer = HTTPBearer(
+    scheme_name="adminToken",
+    bearerFormat="wma_…",
+    description="an admin token, role `admin` or `read`",
+    auto_error=False,
+)
+
+
+async def _reader(
+    request: Request, ctx: Ctx, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Principal:
+    if sent is None:
+        raise Refused(Kind.UNAUTHENTICATED, "send `Authorization: Bearer wma_…`")
+    principal = await ctx.tokens.authenticate(sent.credentials)
+    request.state.actor = principal.actor
+    return principal
+
+
+Reader = Annotated[Principal, Depends(_reader)]
+
+
+async def _admin(principal: Reader) -> Principal:
+    if principal.role != "admin":
+        raise Refused(Kind.FORBIDDEN, f"a token of role {principal.role!r} only reads: use one of role 'admin'")
+    return principal
+
+
+Admin = Annotated[Principal, Depends(_admin)]
+
+
+async def _self(request: Request) -> NodeId:
+    node_id = peer_certificate.node_id(request.scope)
+    if node_id is None:
+        raise Refused(Kind.CERTIFICATE_REQUIRED, "this is for nodes: present the certificate that enrolment returned")
+    request.state.actor = f"node:{node_id}"
+    return node_id
+
+
+Self = Annotated[NodeId, Depends(_self)]

@@ -1,0 +1,41 @@
+"""The ASGI application: routers on one context, wrapped in what every request passes."""
+
+from collections.abc import Iterable
+from functools import partial
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from controller.api import audit, enrolment, errors, nodes, openapi, policy, status, tokens
+from controller.api.limits import BodyLimit
+from controller.context import Context, context
+from controller.identity.proxy import ProxiedClients
+from controller.logs import RequestLog
+from controller.settings import VERSION
+
+__all__ = ["build", "context"]
+
+PREFIX = "/api/v1"
+
+
+def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
+    """The application that serves `ctx`; `proxies` may speak for their clients."""
+    api = FastAPI(
+        title="wardmesh controller",
+        summary="Coordination server of a WireGuard mesh for AI agents and the tools they call",
+        description="Errors are RFC 9457 problem+json with a stable `type`; edits need If-Match; lists are pages.",
+        version=VERSION,
+        openapi_url=f"{PREFIX}/openapi.json",
+        # The interactive pages would load scripts from elsewhere into a page that is given admin tokens.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    api.state.context = ctx
+    errors.install(api)
+    api.include_router(status.root)
+    for part in (status, nodes, enrolment, policy, audit, tokens):
+        api.include_router(part.router, prefix=PREFIX)
+    api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
+    limited = RequestLog(BodyLimit(api))
+    return ProxiedClients(limited, proxies=proxies, authority=ctx.authority, mesh_id=ctx.mesh.id, now=ctx.now)

@@ -1,0 +1,47 @@
+"""What a request handler may use: one value per process, found through the ASGI application's state.
+
+Apart from `app` so that routers need not import it.
+"""
+
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+
+from controller.clock import Clock
+from controller.enrolment import Enrolment
+from controller.identity.ca import CertificateAuthority
+from controller.keys import Keys
+from controller.mesh.hub import Hub
+from controller.nodes import Nodes
+from controller.peers import Peers
+from controller.policy_documents import PolicyDocuments
+from controller.store.store import Store
+from controller.tls import Trust
+from controller.tokens import Tokens
+from controller.wire.netmap import Mesh
+
+__all__ = ["Context", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The controller's parts, wired."""
+
+    mesh: Mesh
+    store: Store
+    hub: Hub
+    authority: CertificateAuthority
+    trust: Trust
+    nodes: Nodes
+    peers: Peers
+    keys: Keys
+    tokens: Tokens
+    enrolment: Enrolment
+    policy: PolicyDocuments
+    now: Clock
+
+
+def context(connection: HTTPConnection) -> Context:
+    """The context of the application that serves this request or WebSocket."""
+    found: Context = connection.app.state.context
+    return found

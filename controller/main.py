@@ -1,0 +1,248 @@
+"""The `wardmesh-controller` command: reads options and environment, prints what people must see, maps errors to exits.
+
+What it prints on standard output is for people and scripts: the first admin token, once, and `ready URL`. Logs go to
+standard error.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+import uvloop
+
+from controller import logs
+from controller.audit import GENESIS, BrokenChain, verify_chain
+from controller.bootstrap import open_existing
+from controller.clock import utc_now
+from controller.problems import Refused
+from controller.server import running
+from controller.settings import DEFAULT_STATE_DIR, Listen, Settings, SettingsError
+from controller.state_dir import StateDir, StateDirError
+from controller.store.engine import Engines, StoreError
+from controller.store.migrate import migrate as migrate_database
+from controller.tls import TlsError
+from controller.tokens import Tokens
+from controller.wire.rest import AdminRole, AdminTokenCreate
+
+__all__ = ["main"]
+
+_EXPECTED: Final = (SettingsError, StateDirError, StoreError, TlsError, Refused, BrokenChain)
+
+app = typer.Typer(
+    name="wardmesh-controller",
+    help="The coordination server of a wardmesh: addresses, public keys and policy for its hosts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # their tracebacks show local variables, and with them secrets
+    rich_markup_mode="markdown",
+)
+token = typer.Typer(help="Admin tokens.", no_args_is_help=True)
+audit = typer.Typer(help="The record of every change.", no_args_is_help=True)
+app.add_typer(token, name="token")
+app.add_typer(audit, name="audit")
+
+StateDirOption = Annotated[
+    Path,
+    typer.Option(
+        "--state-dir", envvar="WARDMESH_STATE_DIR", help="Holds the database, the CA and the TLS key; mode 0700."
+    ),
+]
+DatabaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        envvar="WARDMESH_DATABASE_URL",
+        show_default="SQLite in the state directory",
+        show_envvar=True,
+        help="PostgreSQL or SQLite. A URL with a password belongs in the environment: arguments are visible to all.",
+    ),
+]
+
+
+@app.command()
+def serve(
+    *,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT, also [::]:8443.")] = "0.0.0.0:8443",
+    url: Annotated[
+        str | None,
+        typer.Option(help="How hosts reach this controller; goes into join strings.", show_default="from --listen"),
+    ] = None,
+    database_url: DatabaseOption = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Your own certificate chain (PEM) instead of one from the mesh's CA.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Its root, if hosts do not already trust it; join strings then pin it.")
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(help="Address or prefix whose Client-Cert and X-Forwarded-For are believed; repeatable."),
+    ] = None,
+    mesh_name: Annotated[str | None, typer.Option(help="First start only.", show_default="mesh")] = None,
+    prefix4: Annotated[str | None, typer.Option(help="First start only.", show_default="100.88.0.0/16")] = None,
+    prefix6: Annotated[str | None, typer.Option(help="First start only.", show_default="a random ULA /48")] = None,
+    node_certificate_hours: Annotated[int, typer.Option(min=1, help="Lifetime of node certificates.")] = 72,
+    address_quarantine: Annotated[
+        int, typer.Option(min=0, help="Seconds that a released address rests before another node gets it.")
+    ] = 3600,
+    ephemeral_after: Annotated[
+        int, typer.Option(min=60, help="Seconds that an ephemeral node may stay away before it is removed.")
+    ] = 1800,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Serve the REST API and the agents' stream until SIGTERM or Ctrl-C.
+
+    The first start makes the database, the mesh's CA and an admin token, which is printed once.
+
+    Examples:
+
+        wardmesh-controller serve --url https://mesh.example.com:8443
+
+        wardmesh-controller serve --state-dir ./state --listen 127.0.0.1:8443
+
+        WARDMESH_DATABASE_URL=postgresql://wardmesh@db.example.com/wardmesh wardmesh-controller serve
+    """
+    if log_level not in {"debug", "info", "warning", "error"}:
+        _fail(f"--log-level {log_level}: choose debug, info, warning or error")
+    logs.configure(log_level)
+
+    async def run() -> None:
+        settings = Settings(
+            state_dir=state_dir,
+            listen=Listen.parse(listen),
+            url=url,
+            database_url=database_url,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_ca=tls_ca,
+            trusted_proxies=tuple(trusted_proxy or ()),
+            mesh_name=mesh_name,
+            prefix4=prefix4,
+            prefix6=prefix6,
+            node_lifetime=timedelta(hours=node_certificate_hours),
+            address_quarantine=timedelta(seconds=address_quarantine),
+            ephemeral_after=timedelta(seconds=ephemeral_after),
+        )
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with running(settings) as controller:
+            if controller.first_token is not None:
+                _say(f"admin token (shown once): {controller.first_token}")
+            _say(f"ready {controller.url}")
+            await stop.wait()
+
+    _run(run())
+
+
+@app.command()
+def migrate(*, state_dir: StateDirOption = DEFAULT_STATE_DIR, database_url: DatabaseOption = None) -> None:
+    """Bring the database to the schema of this version, while no controller runs on it. `serve` does it too.
+
+    Example:
+
+        wardmesh-controller migrate --state-dir /var/lib/wardmesh-controller
+    """
+
+    async def run() -> None:
+        settings = Settings(state_dir=state_dir, database_url=database_url)
+        state = StateDir(state_dir)
+        state.prepare()
+        state.lock()
+        engines = Engines(settings.database)
+        try:
+            before, after = await migrate_database(engines)
+        finally:
+            await engines.dispose()
+            state.unlock()
+        _say(f"schema {after}" + (", nothing to do" if before == after else f", was {before or 'empty'}"))
+
+    _run(run())
+
+
+@token.command("create")
+def token_create(
+    *,
+    role: Annotated[str, typer.Option(help="admin or read.")] = "admin",
+    note: Annotated[str, typer.Option(help="What it is for.")] = "",
+    ttl: Annotated[int | None, typer.Option(min=1, help="Seconds until it expires.", show_default="never")] = None,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    database_url: DatabaseOption = None,
+) -> None:
+    """Make an admin token and print it, also while the controller runs. For the machine's owner who lost the others.
+
+    Examples:
+
+        wardmesh-controller token create --note "after losing the first"
+
+        wardmesh-controller token create --role read --ttl 86400
+    """
+    if role not in {"admin", "read"}:
+        _fail(f"--role {role}: choose admin or read")
+    granted: AdminRole = "admin" if role == "admin" else "read"
+
+    async def run() -> None:
+        settings = Settings(state_dir=state_dir, database_url=database_url)
+        store = await open_existing(settings, utc_now)
+        try:
+            wanted = AdminTokenCreate(role=granted, note=note, ttl=ttl)
+            created = await Tokens(store, utc_now).create("system", wanted)
+        finally:
+            await store.close()
+        _say(created.secret)
+
+    _run(run())
+
+
+@audit.command("verify")
+def audit_verify(*, state_dir: StateDirOption = DEFAULT_STATE_DIR, database_url: DatabaseOption = None) -> None:
+    """Check the audit's hash chain from its first entry; print the last one's number and hash.
+
+    Example:
+
+        wardmesh-controller audit verify
+    """
+
+    async def run() -> None:
+        store = await open_existing(Settings(state_dir=state_dir, database_url=database_url), utc_now)
+        try:
+            seq, last = 0, GENESIS
+            async with store.read() as tables:
+                while entries := await tables.ledger.audit_after(seq):
+                    seq, last = verify_chain(entries, last, seq)
+        finally:
+            await store.close()
+        _say(f"{seq} entries, unbroken; the last hash is {last}")
+
+    _run(run())
+
+
+def main() -> None:
+    """Entry point."""
+    os.umask(0o077)
+    app()
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+    except _EXPECTED as error:
+        _fail(str(error))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"wardmesh-controller: {message}", file=sys.stderr)
+    raise SystemExit(1)

@@ -1,0 +1,247 @@
+"""One controller process from start to stop: what is opened, in which order, and undone in the reverse.
+
+The only module that knows uvicorn's server.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import uvicorn
+
+from controller.admission import Admission
+from controller.app import build
+from controller.bootstrap import Foundation, lay, open_store
+from controller.clock import Clock, utc_now
+from controller.context import Context
+from controller.enrolment import Enrolment
+from controller.keys import FirstContact, Keys
+from controller.mesh.hub import Hub
+from controller.nodes import Nodes
+from controller.peers import Peers
+from controller.policy_documents import PolicyDocuments
+from controller.settings import Settings, SettingsError
+from controller.state_dir import StateDir
+from controller.store.engine import StoreError
+from controller.tls import IssuedCertificate, OwnCertificate, ServerTls, certificate_hosts
+from controller.tokens import Tokens
+from controller.transport import HttpProtocol, WebSocketProtocol
+
+__all__ = ["Running", "running"]
+
+_log = logging.getLogger(__name__)
+_TIDY_EVERY: Final = 60.0  # seconds between notes of who was seen, and looks for ephemeral nodes that stayed away
+_GOODBYE: Final = 3.0  # seconds for the agents' streams to take their Bye
+_FINISH: Final = 5  # seconds for requests to end
+_BACKLOG: Final = 2048  # agents that come back all at once
+_WS_FRAME: Final = 256 * 1024  # bytes; agents send reports, never maps
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A controller that accepts connections. `first_token` is the admin token of a first start, else None."""
+
+    url: str
+    port: int
+    context: Context
+    first_token: str | None
+
+
+@asynccontextmanager
+async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Running]:
+    """Serve until the block ends; then say Bye to the agents, let requests end, and close everything.
+
+    Raises SettingsError, StateDirError, StoreError or TlsError when it cannot start.
+    """
+    async with AsyncExitStack() as stack:
+        state = StateDir(settings.state_dir)
+        state.prepare()
+        state.lock()
+        stack.callback(state.unlock)
+        listening = stack.enter_context(contextlib.closing(_bind(settings)))
+        port = listening.getsockname()[1]
+        engines, store = await open_store(settings, now)
+        stack.push_async_callback(store.close)
+        held = await engines.lock_controller()
+        if held is not None:
+            stack.push_async_callback(held.close)
+        foundation = await lay(settings, state, store, now)
+        url = settings.url or _default_url(settings, port)
+        tls = _tls(settings, foundation, url, state, now)
+        context = await _wire(settings, foundation, FirstContact(url=url.rstrip("/"), ca=tls.trust.join), tls, now)
+        token = await context.tokens.bootstrap()
+        stack.push_async_callback(context.hub.close)
+        server = _Server(_config(settings, context, tls), context.hub)
+        await stack.enter_async_context(_serving(server, listening))
+        await stack.enter_async_context(_in_background(tls.renew(), _tidy(settings, context)))
+        yield Running(url=url.rstrip("/"), port=port, context=context, first_token=token.secret if token else None)
+
+
+async def _wire(
+    settings: Settings, foundation: Foundation, contact: FirstContact, tls: ServerTls, now: Clock
+) -> Context:
+    store, mesh = foundation.store, foundation.mesh
+    hub = Hub(lambda: now().timestamp())
+    hub.load(await store.fleet(mesh))
+    store.subscribe(hub.publish)
+    admission = Admission(settings.address_quarantine)
+    nodes = Nodes(store, hub)
+    keys = Keys(store, contact)
+    return Context(
+        mesh=mesh,
+        store=store,
+        hub=hub,
+        authority=foundation.authority,
+        trust=tls.trust,
+        nodes=nodes,
+        peers=Peers(store, hub, nodes, admission),
+        keys=keys,
+        tokens=Tokens(store, now),
+        enrolment=Enrolment(
+            store=store,
+            mesh=mesh,
+            authority=foundation.authority,
+            keys=keys,
+            admission=admission,
+            lifetime=settings.node_lifetime,
+            now=now,
+        ),
+        policy=PolicyDocuments(store, mesh),
+        now=now,
+    )
+
+
+def _tls(settings: Settings, foundation: Foundation, url: str, state: StateDir, now: Clock) -> ServerTls:
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        return ServerTls(
+            OwnCertificate(settings.tls_cert, settings.tls_key, settings.tls_ca), clients=foundation.authority
+        )
+    hosts = certificate_hosts(url, settings.listen.host)
+    return ServerTls(IssuedCertificate(foundation.authority, hosts, state, now), clients=foundation.authority)
+
+
+def _config(settings: Settings, context: Context, tls: ServerTls) -> uvicorn.Config:
+    return uvicorn.Config(
+        build(context, settings.trusted_proxies),
+        ssl_context_factory=lambda _config, _default: tls.context,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
+        ws_max_size=_WS_FRAME,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # ProxiedClients does it, after it has seen who is really connected
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=_FINISH,
+    )
+
+
+def _bind(settings: Settings) -> socket.socket:
+    listen = settings.listen
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    try:
+        # [::] takes IPv4 too, as people expect of "everywhere"; a particular IPv6 address does not.
+        return socket.create_server(
+            (listen.host, listen.port), family=family, backlog=_BACKLOG, dualstack_ipv6=listen.host == "::"
+        )
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: "another program listens there",
+            errno.EADDRNOTAVAIL: "this machine has no such address",
+            errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        raise SettingsError(f"cannot listen on {listen}: {reason}; choose with --listen ADDRESS:PORT") from error
+
+
+def _default_url(settings: Settings, port: int) -> str:
+    host = settings.listen.host
+    if host in {"0.0.0.0", "::"}:  # noqa: S104  compared with
+        host = socket.getfqdn()
+        _log.warning(
+            "join strings will name https://%s:%d: give --url if hosts reach this controller otherwise", host, port
+        )
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
+async def _tidy(settings: Settings, context: Context) -> None:
+    """Write down who was seen and remove ephemeral nodes that stayed away, once a minute."""
+    since = context.now()
+    while True:
+        await asyncio.sleep(_TIDY_EVERY)
+        try:
+            await context.nodes.note_presence()
+            expired = await context.nodes.expire(now=context.now(), since=since, after=settings.ephemeral_after)
+            if expired:
+                _log.info("removed ephemeral nodes that stayed away: %s", ", ".join(expired))
+        except StoreError as error:
+            _log.error("tidying failed and is tried again: %s", error)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server with our signals (the process's, not its) and a Bye before the connections close."""
+
+    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        self._hub = hub
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Whoever runs us decides what a signal means."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        self.ready.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell the agents why, then close."""
+        try:
+            async with asyncio.timeout(_GOODBYE):
+                await self._hub.close()
+        except TimeoutError:
+            _log.warning("some agents did not take their Bye within %s s", _GOODBYE)
+        await super().shutdown(sockets)
+
+
+@asynccontextmanager
+async def _serving(server: _Server, listening: socket.socket) -> AsyncIterator[None]:
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    ready = asyncio.create_task(server.ready.wait())
+    try:
+        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving  # raises what went wrong
+            raise RuntimeError("the server ended before it was ready")
+        yield
+    finally:
+        ready.cancel()
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def _in_background(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(each) for each in work]
+    for task in tasks:
+        task.add_done_callback(_report_failure)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("background work ended by a mistake; restart the controller to have it again", exc_info=error)

@@ -1,0 +1,132 @@
+"""Two engines on one database: one that physically cannot write, and one whose transactions are one at a time.
+
+Everything that differs between SQLite and PostgreSQL is here; the tables' modules know neither.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+
+__all__ = ["Engines", "StoreError", "lock_writers", "translated"]
+
+# Any constant will do, as long as all controllers use the same (it spells "wardmesh").
+WRITER_LOCK: Final = 0x77617264_6D657368
+CONTROLLER_LOCK: Final = WRITER_LOCK + 1
+_DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+
+
+class StoreError(Exception):
+    """The database cannot be used; the message says why and what to do, without the URL's password."""
+
+
+@contextmanager
+def translated(url: URL) -> Iterator[None]:
+    """Turn what drivers raise about a database that is away or broken into StoreError."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise StoreError(f"the database {url.render_as_string()} refused: {error.orig}") from error
+    except (OSError, TimeoutError) as error:
+        raise StoreError(f"the database {url.render_as_string()} cannot be reached: {error}") from error
+
+
+def parse_url(text_: str) -> URL:
+    """Accept a SQLite or PostgreSQL URL, with or without a driver. Raises StoreError."""
+    try:
+        url = make_url(text_)
+    except ArgumentError as error:
+        raise StoreError(
+            "the database URL cannot be read: write it like sqlite:////var/lib/wardmesh-controller/controller.db or "
+            "postgresql://USER@HOST/NAME"
+        ) from error
+    backend = url.drivername.split("+")[0]
+    if backend not in _DRIVERS:
+        raise StoreError(f"the database {backend!r} is not supported: use sqlite or postgresql")
+    return url.set(drivername=_DRIVERS[backend])
+
+
+class Engines:
+    """`read` and `write` on one database."""
+
+    def __init__(self, url: str) -> None:
+        self.url = parse_url(url)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        try:
+            self.read, self.write = self._sqlite() if self.sqlite else self._postgresql()
+        except NoSuchModuleError as error:
+            raise StoreError(f"no driver for {self.url.drivername}: install wardmesh[controller]") from error
+
+    def _sqlite(self) -> tuple[AsyncEngine, AsyncEngine]:
+        # The timeout (seconds) is how long another process, such as `token create`, may hold the file.
+        read = create_async_engine(self.url, connect_args={"timeout": 30})
+        write = create_async_engine(self.url, connect_args={"timeout": 30}, pool_size=1, max_overflow=0)
+        _sqlite_connections(read, begin="BEGIN", query_only=True)
+        # IMMEDIATE takes the write lock at once: a transaction that read first and then upgrades can only fail.
+        _sqlite_connections(write, begin="BEGIN IMMEDIATE", query_only=False)
+        return read, write
+
+    def _postgresql(self) -> tuple[AsyncEngine, AsyncEngine]:
+        snapshot = {"default_transaction_read_only": "on", "default_transaction_isolation": "repeatable read"}
+        read = create_async_engine(
+            self.url, pool_pre_ping=True, connect_args={"server_settings": {**snapshot, "application_name": "wardmesh"}}
+        )
+        write = create_async_engine(self.url, pool_pre_ping=True, pool_size=2)
+        return read, write
+
+    async def lock_controller(self) -> AsyncConnection | None:
+        """Refuse to share a PostgreSQL database with another controller, until the returned connection is closed.
+
+        Each keeps the mesh in memory and would not hear of the other's changes. (A SQLite file is protected by the
+        lock of its state directory.) Raises StoreError.
+        """
+        if self.sqlite:
+            return None
+        connection = await self.write.connect()
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        held = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": CONTROLLER_LOCK})
+        if not held:
+            await connection.close()
+            raise StoreError(
+                f"another controller uses the database {self.url.render_as_string()}: stop it, or give this one its own"
+            )
+        return connection
+
+    async def dispose(self) -> None:
+        """Close every connection."""
+        await self.read.dispose()
+        await self.write.dispose()
+
+
+async def lock_writers(session: AsyncSession | AsyncConnection, *, sqlite: bool) -> None:
+    """Wait until this transaction is the only writer, of all processes, so that revisions and the chain have no gap."""
+    if sqlite:
+        await session.execute(text("SELECT 1"))  # the transaction begins with the first statement: BEGIN IMMEDIATE
+    else:
+        await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
+
+
+def _sqlite_connections(engine: AsyncEngine, *, begin: str, query_only: bool) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def on_connect(connection: Any, _record: object) -> None:
+        # The driver would begin transactions on its own, too late and deferred; we say when (see `on_begin`).
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        # journal_mode writes to the file's header, so it must come before query_only.
+        for pragma in (
+            "journal_mode=WAL",
+            # With WAL, NORMAL may lose the last commits at a power cut; an enrolled host must not be forgotten.
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"query_only={int(query_only)}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)

@@ -1,0 +1,237 @@
+"""The tables. Migrations are written against these (a test compares them); only the store's modules import them.
+
+Types are those that SQLite and PostgreSQL share; JSON is kept as text, so that what was hashed is what is stored.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import BigInteger, DateTime, Dialect, ForeignKey, Index, MetaData, String, Text, TypeDecorator
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from controller.wire.rest import AdminRole, NodeState
+
+__all__ = [
+    "AddressRow",
+    "AuditRow",
+    "Base",
+    "ChangeRow",
+    "EnrolmentKeyRow",
+    "MeshRow",
+    "NodeRow",
+    "NodeTagRow",
+    "PolicyRow",
+    "PoolRow",
+    "PresenceRow",
+    "ResponseRow",
+    "TokenRow",
+]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC. SQLite keeps no zone, so it is put back when read."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive values: comparing them in SQL would be comparing guesses."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"naive datetime {value!r}: the store keeps UTC")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return an aware datetime in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class JsonText(TypeDecorator[Any]):
+    """Any JSON value, as text that the database does not rewrite (PostgreSQL's jsonb would reorder it)."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """None is SQL NULL."""
+        return None if value is None else json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        """The inverse."""
+        return None if value is None else json.loads(value)
+
+
+class Base(DeclarativeBase):
+    """Constraint names are fixed, because migrations must be able to name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012  SQLAlchemy reads it from the class
+        datetime: UtcDateTime(),
+        list[str]: JsonText(),
+        dict[str, Any]: JsonText(),
+        NodeState: String(16),
+        AdminRole: String(16),
+        Literal["agent", "static"]: String(16),
+        Literal["kernel", "userspace"]: String(16),
+    }
+
+
+class MeshRow(Base):
+    """The facts of the one mesh, fixed at first start."""
+
+    __tablename__ = "mesh"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63))
+    domain: Mapped[str] = mapped_column(String(253))
+    prefix4: Mapped[str] = mapped_column(String(43))
+    prefix6: Mapped[str] = mapped_column(String(43))
+    ca_sha256: Mapped[str] = mapped_column(String(64))
+    created: Mapped[datetime]
+
+
+class NodeRow(Base):
+    """A member of the mesh."""
+
+    __tablename__ = "nodes"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), unique=True)
+    kind: Mapped[Literal["agent", "static"]]
+    state: Mapped[NodeState] = mapped_column(index=True)
+    public_key: Mapped[str] = mapped_column(String(44), unique=True)
+    # SHA-256 of the identity key's SubjectPublicKeyInfo; static peers have none.
+    identity: Mapped[str | None] = mapped_column(String(64), unique=True)
+    enrolment_key: Mapped[str | None] = mapped_column(String(64))
+    number: Mapped[int] = mapped_column(BigInteger, unique=True)
+    endpoints: Mapped[list[str]]  # as the host (or, for a static peer, the admin) states them
+    observed: Mapped[str | None] = mapped_column(String(64))  # the endpoint at which the controller sees the host
+    behind_nat: Mapped[bool]
+    ephemeral: Mapped[bool] = mapped_column(index=True)
+    created: Mapped[datetime]
+    revision: Mapped[int] = mapped_column(BigInteger)
+
+
+class NodeTagRow(Base):
+    """A node's tag, in a table of its own so that listing by tag uses an index on both databases."""
+
+    __tablename__ = "node_tags"
+    node_id: Mapped[str] = mapped_column(String(64), ForeignKey("nodes.id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(67), primary_key=True, index=True)
+
+
+class PresenceRow(Base):
+    """What was last known of a host that is not connected now. Coarse, and not a mutation of the mesh."""
+
+    __tablename__ = "presence"
+    node_id: Mapped[str] = mapped_column(String(64), ForeignKey("nodes.id", ondelete="CASCADE"), primary_key=True)
+    last_seen: Mapped[datetime]
+    agent_version: Mapped[str | None] = mapped_column(Text)
+    backend: Mapped[Literal["kernel", "userspace"] | None]
+
+
+class AddressRow(Base):
+    """A host number that is in use, or was: with no node, it is in quarantine since `released`, then free."""
+
+    __tablename__ = "addresses"
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    node_id: Mapped[str | None] = mapped_column(String(64), unique=True)
+    released: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class PoolRow(Base):
+    """The one row of the allocator: every number from `next` up was never handed out, unless it was requested."""
+
+    __tablename__ = "address_pool"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    next: Mapped[int] = mapped_column(BigInteger)
+    used: Mapped[int] = mapped_column(BigInteger)
+
+
+class EnrolmentKeyRow(Base):
+    """An enrolment key: its hash and what it grants."""
+
+    __tablename__ = "enrolment_keys"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    prefix: Mapped[str] = mapped_column(String(32), unique=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    tags: Mapped[list[str]]
+    uses: Mapped[int | None] = mapped_column(BigInteger)
+    used: Mapped[int] = mapped_column(BigInteger)
+    ephemeral: Mapped[bool]
+    approved: Mapped[bool]
+    note: Mapped[str] = mapped_column(Text)
+    created: Mapped[datetime]
+    expires: Mapped[datetime]
+    revoked: Mapped[datetime | None]
+    __table_args__ = (Index("ix_enrolment_keys_created_id", "created", "id"),)
+
+
+class TokenRow(Base):
+    """An admin token: its hash and role."""
+
+    __tablename__ = "tokens"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    prefix: Mapped[str] = mapped_column(String(32), unique=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    role: Mapped[AdminRole]
+    note: Mapped[str] = mapped_column(Text)
+    created: Mapped[datetime]
+    expires: Mapped[datetime | None]
+    revoked: Mapped[datetime | None]
+    __table_args__ = (Index("ix_tokens_created_id", "created", "id"),)
+
+
+class PolicyRow(Base):
+    """Every policy document that was ever in force; the newest is."""
+
+    __tablename__ = "policies"
+    revision: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    text: Mapped[str] = mapped_column(Text)
+    applied: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(128))
+
+
+class ChangeRow(Base):
+    """One committed mutation: which objects to load again. Revisions have no gaps."""
+
+    __tablename__ = "changes"
+    revision: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    time: Mapped[datetime]
+    nodes: Mapped[list[str]]
+    policy: Mapped[bool]
+
+
+class AuditRow(Base):
+    """One entry of the hash chain; its number is its mutation's revision."""
+
+    __tablename__ = "audit"
+    seq: Mapped[int] = mapped_column(BigInteger, ForeignKey("changes.revision"), primary_key=True, autoincrement=False)
+    time: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(128), index=True)
+    action: Mapped[str] = mapped_column(String(64), index=True)
+    subject: Mapped[str] = mapped_column(String(128), index=True)
+    old: Mapped[Any] = mapped_column(JsonText, nullable=True)
+    new: Mapped[Any] = mapped_column(JsonText, nullable=True)
+    previous: Mapped[str] = mapped_column(String(64))
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class ResponseRow(Base):
+    """What a POST with an Idempotency-Key answered, sealed with a key that only its sender can derive."""
+
+    __tablename__ = "responses"
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)  # SHA-256 of actor and Idempotency-Key
+    request: Mapped[str] = mapped_column(String(64))  # SHA-256 of method, path and body
+    sealed: Mapped[str] = mapped_column(Text)
+    created: Mapped[datetime] = mapped_column(index=True)

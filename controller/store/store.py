@@ -1,0 +1,256 @@
+"""The store: reading from a snapshot, and the one way to write, `mutation`.
+
+A mutation is one transaction of rows, one change and one audit entry. The sessions of `read` cannot write (the
+database refuses), and the writing engine is private to this module, so there is no other way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from controller.addresses import AddressPlan
+from controller.audit import Action
+from controller.clock import Clock, utc_now
+from controller.idempotency import KEEP, Once, Replay
+from controller.problems import Kind, Refused
+from controller.records import Change, Fleet, PolicyRecord
+from controller.store import ledger
+from controller.store.addresses import AddressTable
+from controller.store.credentials import KeyTable, TokenTable
+from controller.store.engine import Engines, StoreError, lock_writers, translated
+from controller.store.ledger import Ledger, PolicyTable
+from controller.store.models import MeshRow, ResponseRow
+from controller.store.nodes import NodeTable, write_presence
+from controller.store.unit import Unit
+from controller.wire.netmap import Mesh, NodeId
+
+__all__ = ["Entry", "Mutation", "Reading", "Seen", "Store", "StoreError"]
+
+T = TypeVar("T")
+Seen = tuple[NodeId, datetime, str | None, str | None]  # node, when, agent version, backend
+
+
+class Reading:
+    """The tables in one transaction."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+        self.nodes = NodeTable(unit)
+        self.addresses = AddressTable(unit)
+        self.keys = KeyTable(unit)
+        self.tokens = TokenTable(unit)
+        self.policy = PolicyTable(unit)
+        self.ledger = Ledger(unit)
+
+    @property
+    def plan(self) -> AddressPlan:
+        """What host numbers mean in this mesh."""
+        return self._unit.plan
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who did what to whom, as the audit names them: `token:wma_…`, an Action, `node:…`."""
+
+    actor: str
+    action: Action
+    subject: str
+
+
+class Mutation(Reading):
+    """The tables, writable, and what the audit will say. `revision` is the one that this mutation makes."""
+
+    def __init__(self, unit: Unit, now: datetime, entry: "Entry") -> None:
+        super().__init__(unit)
+        self.revision = unit.writing()
+        self.now = now
+        self.entry = entry
+        self.discarded = False
+        self.old: Any = None
+        self.new: Any = None
+        self.answered: bytes | None = None
+
+    def record(self, *, old: Any = None, new: Any = None) -> None:
+        """State the values before and after for the audit: plain JSON, never a secret."""
+        self.old, self.new = old, new
+
+    def answer(self, body: BaseModel) -> None:
+        """State what the caller is told, to be repeated when the same request comes again."""
+        self.answered = body.model_dump_json().encode()
+
+    def discard(self) -> None:
+        """Nothing needs to change after all: leave no row, no revision, no audit entry."""
+        self.discarded = True
+
+    async def create_mesh(self, mesh: Mesh, ca_sha256: str) -> None:
+        """Write the mesh's facts, once."""
+        self._unit.session.add(
+            MeshRow(
+                id=mesh.id,
+                name=mesh.name,
+                domain=mesh.domain,
+                prefix4=mesh.prefix4,
+                prefix6=mesh.prefix6,
+                ca_sha256=ca_sha256,
+                created=self.now,
+            )
+        )
+        await self._unit.session.flush()
+        await self.addresses.create_pool()
+
+
+class Store:
+    """One database. `subscribe` to hear of every commit, in order."""
+
+    def __init__(self, engines: Engines, now: Clock = utc_now) -> None:
+        self._engines = engines
+        self._now = now
+        self._plan: AddressPlan | None = None
+        self._subscribers: list[Callable[[Change], None]] = []
+        # Writers of this process queue here in order; those of other processes meet at the database's lock.
+        self._writer = asyncio.Lock()
+
+    def subscribe(self, hear: Callable[[Change], None]) -> None:
+        """Call `hear` with every committed Change, before the next mutation can begin. It must be quick."""
+        self._subscribers.append(hear)
+
+    async def load_mesh(self) -> tuple[Mesh, str] | None:
+        """The mesh's facts and its CA's SHA-256; None when the database has no mesh yet."""
+        with translated(self._engines.url):
+            async with AsyncSession(self._engines.read) as session:
+                row = await session.scalar(select(MeshRow))
+        if row is None:
+            return None
+        mesh = Mesh(id=row.id, name=row.name, domain=row.domain, prefix4=row.prefix4, prefix6=row.prefix6)
+        self._plan = AddressPlan.parse(mesh.prefix4, mesh.prefix6)
+        return mesh, row.ca_sha256
+
+    @property
+    def plan(self) -> AddressPlan:
+        """The mesh's prefixes; known after `load_mesh`."""
+        assert self._plan is not None
+        return self._plan
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Reading]:
+        """The tables as they are at one moment, read-only. Raises StoreError."""
+        with translated(self._engines.url):
+            async with AsyncSession(self._engines.read) as session:
+                yield Reading(Unit(session, self._plan))
+
+    @asynccontextmanager
+    async def mutation(
+        self, actor: str, action: Action, subject: str, once: Once | None = None
+    ) -> AsyncIterator[Mutation]:
+        """One mutation; an exception in its body undoes it whole.
+
+        `once` makes a repeated request raise Replay with the first answer. Raises StoreError.
+        """
+        with translated(self._engines.url):
+            async with self._writer, AsyncSession(self._engines.write, expire_on_commit=False) as session:
+                await lock_writers(session, sqlite=self._engines.sqlite)
+                if once is not None:
+                    await _refuse_repetition(session, once)
+                unit = Unit(session, self._plan, await ledger.newest_revision(session) + 1)
+                mutation = Mutation(unit, self._now(), Entry(actor, action, subject))
+                yield mutation
+                if mutation.discarded:
+                    await session.rollback()
+                    return
+                # A caller that goes away now must not separate the commit from its publication.
+                await _finish(self._commit(unit, mutation, once))
+
+    async def note_presence(self, seen: Iterable[Seen]) -> None:
+        """Remember when nodes were last seen. Not a mutation: it changes nothing that a host or an admin decided."""
+        with translated(self._engines.url):
+            async with self._writer, AsyncSession(self._engines.write) as session:
+                await lock_writers(session, sqlite=self._engines.sqlite)
+                await write_presence(session, list(seen))
+                await session.commit()
+
+    async def fleet(self, mesh: Mesh) -> Fleet:
+        """Everything that the mesh is computed from, at one revision."""
+        async with self.read() as tables:
+            nodes = await tables.nodes.all()
+            policy = await tables.policy.current()
+            return Fleet(
+                revision=await tables.ledger.revision(),
+                mesh=mesh,
+                nodes={node.id: node.record for node in nodes},
+                policy=PolicyRecord(policy.revision, policy.text) if policy else PolicyRecord(0, ""),
+            )
+
+    async def changes_after(self, revision: int) -> list[Change]:
+        """What other processes committed after `revision`, oldest first, each object with its present value."""
+        async with self.read() as tables:
+            changes = []
+            for row in await tables.ledger.changes_after(revision):
+                nodes = {node_id: await tables.nodes.get(node_id) for node_id in row.nodes}
+                policy = await tables.policy.current() if row.policy else None
+                changes.append(
+                    Change(
+                        revision=row.revision,
+                        nodes={node_id: node.record if node else None for node_id, node in nodes.items()},
+                        policy=PolicyRecord(policy.revision, policy.text) if policy else None,
+                    )
+                )
+            return changes
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engines.dispose()
+
+    async def _commit(self, unit: Unit, mutation: Mutation, once: Once | None) -> None:
+        if once is not None and mutation.answered is not None:
+            unit.session.add(
+                ResponseRow(
+                    key=once.key, request=once.request, sealed=once.seal(mutation.answered), created=mutation.now
+                )
+            )
+            await unit.session.execute(delete(ResponseRow).where(ResponseRow.created < mutation.now - KEEP))
+        await ledger.append(
+            unit,
+            time=mutation.now,
+            actor=mutation.entry.actor,
+            action=mutation.entry.action,
+            subject=mutation.entry.subject,
+            old=mutation.old,
+            new=mutation.new,
+        )
+        await unit.session.commit()
+        change = Change(revision=mutation.revision, nodes=unit.changed_nodes, policy=unit.changed_policy)
+        for hear in self._subscribers:
+            hear(change)
+
+
+async def _refuse_repetition(session: AsyncSession, once: Once) -> None:
+    before = await session.get(ResponseRow, once.key)
+    if before is None:
+        return
+    if before.request != once.request:
+        raise Refused(
+            Kind.IDEMPOTENCY_KEY_REUSED,
+            "this Idempotency-Key was used for another request: make a new one for each request",
+        )
+    raise Replay(once.unseal(before.sealed))
+
+
+async def _finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled meanwhile; the cancellation is delivered after it."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None and task.exception() is None:
+        raise cancelled
+    return task.result()

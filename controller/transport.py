@@ -1,0 +1,49 @@
+"""uvicorn's protocols with one addition: the verified client certificate and the TLS version go into the ASGI scope.
+
+uvicorn does not do it itself (0.54); both classes read the transport's ssl object, which the TLS handshake filled.
+"""
+
+import asyncio
+import ssl
+from typing import Any, Final, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from controller.identity.peer_certificate import TLS13, set_tls
+
+__all__ = ["HttpProtocol", "WebSocketProtocol"]
+
+_VERSIONS: Final = {"TLSv1.2": 0x0303, "TLSv1.3": TLS13}
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with the ASGI TLS extension."""
+
+    def on_message_begin(self) -> None:
+        """Called by the parser for each request of the connection; the superclass has made the scope."""
+        super().on_message_begin()
+        _describe_tls(cast(dict[str, Any], self.scope), self.transport)
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """WebSocket with the ASGI TLS extension."""
+
+    def handle_connect(self, event: Any) -> None:
+        """Called for the opening handshake; the superclass has made the scope, its task has not run yet."""
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            _describe_tls(cast(dict[str, Any], self.scope), self.transport)
+
+
+def _describe_tls(scope: dict[str, Any], transport: asyncio.Transport) -> None:
+    connection: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if connection is None:
+        return
+    # Not None only if the handshake verified it: the context asks for CERT_OPTIONAL against the mesh's CA.
+    certificate = connection.getpeercert(binary_form=True)
+    set_tls(
+        scope,
+        version=_VERSIONS.get(connection.version() or ""),
+        chain=(ssl.DER_cert_to_PEM_cert(certificate),) if certificate else (),
+    )

@@ -1,0 +1,76 @@
+"""A real controller for tests: TLS on loopback, its own state directory, SQLite or PostgreSQL."""
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from controller.server import Running, running
+from controller.settings import Listen, Settings
+
+from .databases import postgresql_bin, postgresql_cluster
+from .support import Client, MovableClock
+
+
+@pytest.fixture
+def clock() -> MovableClock:
+    return MovableClock()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Callable[[], AbstractAsyncContextManager[str]]]:
+    """Makes empty databases on one cluster; each call yields a database's URL."""
+    programs = postgresql_bin()
+    if programs is None:
+        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
+    with postgresql_cluster(programs) as socket_directory:
+        numbers = itertools.count()
+
+        @asynccontextmanager
+        async def database() -> AsyncIterator[str]:
+            name = f"test{next(numbers)}"
+            admin = await asyncpg.connect(host=socket_directory, user="wardmesh", database="postgres")
+            try:
+                await admin.execute(f"CREATE DATABASE {name}")
+                yield f"postgresql://wardmesh@/{name}?host={socket_directory}"
+                await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            finally:
+                await admin.close()
+
+        yield database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    async with request.getfixturevalue("postgresql")() as url:
+        yield url
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(state_dir=tmp_path / "state", listen=Listen("127.0.0.1", 0))
+
+
+@pytest.fixture
+async def controller(settings: Settings, clock: MovableClock) -> AsyncIterator[Running]:
+    async with running(settings, clock) as started:
+        yield started
+
+
+@pytest.fixture
+async def admin(controller: Running) -> AsyncIterator[Client]:
+    async with Client(controller, token=controller.first_token) as client:
+        yield client
+
+
+@pytest.fixture
+async def anyone(controller: Running) -> AsyncIterator[Client]:
+    async with Client(controller) as client:
+        yield client

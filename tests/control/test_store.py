@@ -1,0 +1,414 @@
+"""One contract for the store, on SQLite and on PostgreSQL."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from controller.admission import Admission
+from controller.audit import Action, BrokenChain, verify_chain
+from controller.idempotency import Once, Replay
+from controller.problems import Kind, Refused
+from controller.records import Change
+from controller.store.engine import Engines, StoreError
+from controller.store.models import AuditRow, ChangeRow, ResponseRow
+from controller.store.store import Mutation, Store
+from controller.store.unit import ReadOnlyError
+from controller.store.values import NodeFilter, StoredNode
+from controller.wire.netmap import Mesh
+from controller.wire.rest import EnrolmentKeyCreate, Health
+
+from .support import MovableClock, opened
+
+MESH = Mesh(id="m1", name="mesh", prefix4="100.88.0.0/16", prefix6="fd12:3456:789a::/48")
+QUARANTINE = timedelta(hours=1)
+
+
+@pytest.fixture
+async def store(database_url: str, clock: MovableClock) -> AsyncIterator[Store]:
+    async with opened(database_url, clock) as store:
+        async with store.mutation("system", Action.MESH_CREATE, "mesh:m1") as tx:
+            await tx.create_mesh(MESH, "00" * 32)
+        await store.load_mesh()
+        yield store
+
+
+async def add_node(store: Store, name: str, *, addresses: tuple[str, ...] = (), tags: tuple[str, ...] = ()) -> StoredNode:
+    async with store.mutation("test", Action.NODE_ENROL, f"node:{name}") as tx:
+        return await write_node(tx, name, addresses=addresses, tags=tags)
+
+
+async def write_node(
+    tx: Mutation, name: str, *, addresses: tuple[str, ...] = (), tags: tuple[str, ...] = ()
+) -> StoredNode:
+    number = await Admission(QUARANTINE).allocate(tx, f"id-{name}", addresses)
+    return await tx.nodes.save(
+        StoredNode(
+            id=f"id-{name}",
+            name=name,
+            kind="agent",
+            state="active",
+            tags=frozenset(tags),
+            number=number,
+            addresses=tx.plan.addresses(number),
+            public_key=name.ljust(43, "A") + "=",
+            created=tx.now,
+        )
+    )
+
+
+async def remove_node(store: Store, node: StoredNode) -> None:
+    async with store.mutation("test", Action.NODE_DELETE, f"node:{node.id}") as tx:
+        await tx.nodes.remove(node.id)
+        await tx.addresses.release(node.number, tx.now)
+
+
+class TestMutation:
+    async def test_writes_rows_change_and_audit_entry_together(self, store: Store) -> None:
+        heard: list[Change] = []
+        store.subscribe(heard.append)
+        async with store.mutation("token:t", Action.NODE_ENROL, "node:id-a") as tx:
+            node = await write_node(tx, "a")
+            tx.record(new={"name": "a"})
+        async with store.read() as tables:
+            assert await tables.ledger.revision() == node.revision == 2
+            [change] = await tables.ledger.changes_after(1)
+            [entry] = await tables.ledger.audit_after(1)
+        assert (change.revision, change.nodes, change.policy) == (2, ["id-a"], False)
+        assert (entry.seq, entry.actor, entry.action, entry.new) == (2, "token:t", "host:node:enrol", {"name": "a"})
+        assert heard == [Change(revision=2, nodes={"id-a": node.record})]
+
+    async def test_leaves_nothing_when_its_body_fails(self, store: Store) -> None:
+        with pytest.raises(LookupError):
+            async with store.mutation("t", Action.NODE_ENROL, "node:id-a") as tx:
+                await write_node(tx, "a")
+                raise LookupError
+        async with store.read() as tables:
+            assert await tables.nodes.all() == []
+            assert await tables.ledger.revision() == 1
+            assert await tables.addresses.used() == 0
+
+    async def test_leaves_nothing_when_discarded(self, store: Store) -> None:
+        async with store.mutation("t", Action.NODE_ENROL, "node:id-a") as tx:
+            await write_node(tx, "a")
+            tx.discard()
+        async with store.read() as tables:
+            assert await tables.nodes.all() == []
+            assert await tables.ledger.revision() == 1
+
+    async def test_is_published_even_when_its_caller_is_cancelled_at_the_commit(self, store: Store) -> None:
+        for after in range(40):  # cancel at each step of the event loop in turn
+            heard: list[Change] = []
+            store._subscribers[:] = [heard.append]
+            task = asyncio.create_task(add_node(store, f"n{after}"))
+            for _ in range(after * 3):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            async with store.read() as tables:
+                committed = await tables.nodes.get(f"id-n{after}") is not None
+            assert bool(heard) == committed
+
+    async def test_revisions_and_chain_have_no_gaps_with_concurrent_writers(self, store: Store) -> None:
+        await asyncio.gather(*(add_node(store, f"n{n}") for n in range(25)))
+        async with store.read() as tables:
+            entries = await tables.ledger.audit_after(0)
+            revisions = [change.revision for change in await tables.ledger.changes_after(0)]
+        assert revisions == list(range(1, 27))
+        assert verify_chain(entries)[0] == 26
+
+    async def test_writers_in_several_processes_keep_the_chain(self, store: Store, database_url: str) -> None:
+        writers = [
+            subprocess.Popen([sys.executable, "-m", "tests.control.writer", database_url, str(n), "8"]) for n in range(3)
+        ]
+        await asyncio.gather(*(add_node(store, f"here{n}") for n in range(8)))
+        assert [await asyncio.to_thread(writer.wait, 60) for writer in writers] == [0, 0, 0]
+        async with store.read() as tables:
+            assert verify_chain(await tables.ledger.audit_after(0))[0] == 1 + 4 * 8
+            numbers = [node.number for node in await tables.nodes.all()]
+        assert len(set(numbers)) == len(numbers) == 32
+
+    async def test_changes_of_other_processes_can_be_caught_up(self, store: Store, database_url: str) -> None:
+        node = await add_node(store, "a")
+        async with opened(database_url, MovableClock()) as other:
+            await other.load_mesh()
+            other_node = await add_node(other, "b")
+            async with other.mutation("t", Action.NODE_DELETE, "node:id-a") as tx:
+                await tx.nodes.remove(node.id)
+        changes = await store.changes_after(2)
+        assert [change.revision for change in changes] == [3, 4]
+        assert changes[0].nodes == {"id-b": other_node.record}
+        assert changes[1].nodes == {"id-a": None}
+
+
+class TestReading:
+    async def test_cannot_write_through_the_tables(self, store: Store) -> None:
+        async with store.read() as tables:
+            with pytest.raises(ReadOnlyError):
+                await tables.nodes.remove("x")
+
+    async def test_cannot_write_through_sql(self, store: Store) -> None:
+        with pytest.raises(StoreError):
+            async with store.read() as tables:
+                await tables.nodes._session.execute(text("DELETE FROM mesh"))
+        assert await store.load_mesh() is not None
+
+    async def test_sees_one_moment(self, store: Store) -> None:
+        async with store.read() as tables:
+            assert await tables.ledger.revision() == 1
+            await add_node(store, "a")
+            assert await tables.ledger.revision() == 1
+            assert await tables.nodes.all() == []
+
+    async def test_filters_and_pages_nodes_by_name(self, store: Store) -> None:
+        for name in ("c", "a", "b", "d"):
+            await add_node(store, name, tags=("tag:x",) if name in "ad" else ("tag:y",))
+        async with store.read() as tables:
+            first = await tables.nodes.page(NodeFilter(), after=None, limit=3)
+            rest = await tables.nodes.page(NodeFilter(), after=first[-1].name, limit=3)
+            tagged = await tables.nodes.page(NodeFilter(tag="tag:x"), after=None, limit=9)
+        assert [node.name for node in first + rest] == ["a", "b", "c", "d"]
+        assert [node.name for node in tagged] == ["a", "d"]
+
+    async def test_fleet_is_what_the_changes_add_up_to(self, store: Store) -> None:
+        nodes: dict[str, object] = {}
+        store.subscribe(lambda change: nodes.update(change.nodes))
+        node = await add_node(store, "a", tags=("tag:x",))
+        await add_node(store, "b")
+        async with store.mutation("t", Action.NODE_RENAME, "node:id-a") as tx:
+            await tx.nodes.save(replace(node, name="z", tags=frozenset({"tag:y"})))
+        await remove_node(store, await add_node(store, "c"))
+        fleet = await store.fleet(MESH)
+        assert fleet.revision == 6
+        assert dict(fleet.nodes) == {key: value for key, value in nodes.items() if value is not None}
+        assert fleet.nodes["id-a"].tags == {"tag:y"}
+
+
+class TestAudit:
+    async def test_an_altered_entry_breaks_the_chain(self, store: Store, database_url: str) -> None:
+        for n in range(3):
+            await add_node(store, f"n{n}")
+        engines = Engines(database_url)
+        async with AsyncSession(engines.write) as session:
+            row = (await session.scalars(select(AuditRow).where(AuditRow.seq == 3))).one()
+            row.actor = "somebody-else"
+            await session.commit()
+        await engines.dispose()
+        async with store.read() as tables:
+            entries = await tables.ledger.audit_after(0)
+        with pytest.raises(BrokenChain) as caught:
+            verify_chain(entries)
+        assert caught.value.seq == 3
+
+    async def test_a_removed_entry_breaks_the_chain(self, store: Store) -> None:
+        for n in range(3):
+            await add_node(store, f"n{n}")
+        async with store.read() as tables:
+            entries = await tables.ledger.audit_after(0)
+        with pytest.raises(BrokenChain):
+            verify_chain([entry for entry in entries if entry.seq != 2])
+
+    async def test_is_read_newest_first_by_its_filters(self, store: Store) -> None:
+        a = await add_node(store, "a")
+        await add_node(store, "b")
+        await remove_node(store, a)
+        async with store.read() as tables:
+            everything = await tables.ledger.audit_page(before=None, limit=10)
+            about_a = await tables.ledger.audit_page(before=None, limit=10, subject="node:id-a")
+            enrolments = await tables.ledger.audit_page(before=4, limit=10, action=Action.NODE_ENROL)
+        assert [entry.seq for entry in everything] == [4, 3, 2, 1]
+        assert [entry.action for entry in about_a] == ["admin:node:delete"]
+        assert [entry.seq for entry in enrolments] == [3, 2]
+
+
+class TestOnce:
+    def once(self, **changes: object) -> Once:
+        given: dict[str, object] = {
+            "actor": "token:t", "credential": "wma_secret", "idempotency_key": "k", "method": "POST", "path": "/p",
+            "body": b"{}",
+        }
+        return Once.of(**{**given, **changes})  # type: ignore[arg-type]
+
+    async def run(self, store: Store, once: Once, detail: str = "first") -> None:
+        async with store.mutation("t", Action.KEY_CREATE, "key:k", once) as tx:
+            tx.answer(Health(status="ok", version="1", detail=detail))
+
+    async def test_a_repeated_request_gets_the_first_answer(self, store: Store) -> None:
+        await self.run(store, self.once())
+        with pytest.raises(Replay) as caught:
+            await self.run(store, self.once(), "second")
+        assert b'"first"' in caught.value.body
+        async with store.read() as tables:
+            assert await tables.ledger.revision() == 2
+
+    async def test_concurrent_repetitions_happen_once(self, store: Store) -> None:
+        outcomes = await asyncio.gather(*(self.run(store, self.once()) for _ in range(10)), return_exceptions=True)
+        assert sum(isinstance(outcome, Replay) for outcome in outcomes) == 9
+        assert outcomes.count(None) == 1
+
+    async def test_another_request_with_the_same_key_is_refused(self, store: Store) -> None:
+        await self.run(store, self.once())
+        with pytest.raises(Refused) as caught:
+            await self.run(store, self.once(body=b"{1}"))
+        assert caught.value.kind is Kind.IDEMPOTENCY_KEY_REUSED
+
+    async def test_another_actor_may_use_the_same_key(self, store: Store) -> None:
+        await self.run(store, self.once())
+        await self.run(store, self.once(actor="token:u"))
+
+    async def test_the_stored_answer_is_sealed(self, store: Store, database_url: str) -> None:
+        await self.run(store, self.once(), "wmk_very_secret")
+        engines = Engines(database_url)
+        async with AsyncSession(engines.read) as session:
+            row = (await session.scalars(select(ResponseRow))).one()
+        await engines.dispose()
+        assert "very_secret" not in f"{row.key} {row.request} {row.sealed}"
+
+    async def test_is_forgotten_after_a_day(self, store: Store, clock: MovableClock) -> None:
+        await self.run(store, self.once())
+        clock.advance(hours=25)
+        await self.run(store, self.once(idempotency_key="other"))
+        await self.run(store, self.once())
+
+
+class TestAddresses:
+    async def test_are_given_in_order_and_stay(self, store: Store) -> None:
+        nodes = [await add_node(store, f"n{n}") for n in range(3)]
+        assert [node.addresses for node in nodes] == [
+            ("100.88.0.2", "fd12:3456:789a::2"),
+            ("100.88.0.3", "fd12:3456:789a::3"),
+            ("100.88.0.4", "fd12:3456:789a::4"),
+        ]
+
+    async def test_a_requested_one_is_given_and_skipped_by_others(self, store: Store) -> None:
+        assert (await add_node(store, "a", addresses=("100.88.0.3",))).addresses[0] == "100.88.0.3"
+        assert (await add_node(store, "b", addresses=("fd12:3456:789a::4",))).addresses[0] == "100.88.0.4"
+        assert [(await add_node(store, f"n{n}")).number for n in range(2)] == [2, 5]
+
+    async def test_a_taken_one_is_refused_naming_its_node(self, store: Store) -> None:
+        await add_node(store, "a", addresses=("100.88.0.9",))
+        with pytest.raises(Refused, match="belongs to the node 'a'") as caught:
+            await add_node(store, "b", addresses=("100.88.0.9",))
+        assert caught.value.kind is Kind.ADDRESS_TAKEN
+
+    async def test_a_released_one_rests(self, store: Store, clock: MovableClock) -> None:
+        await remove_node(store, await add_node(store, "a"))
+        with pytest.raises(Refused, match="rests until") as caught:
+            await add_node(store, "b", addresses=("100.88.0.2",))
+        assert caught.value.kind is Kind.ADDRESS_QUARANTINED
+        assert (await add_node(store, "c")).number == 3
+        clock.advance(hours=1, seconds=1)
+        assert (await add_node(store, "d", addresses=("100.88.0.2",))).number == 2
+
+    async def test_an_empty_pool_says_when_there_is_one_again(self, database_url: str, clock: MovableClock) -> None:
+        async with opened(database_url, clock) as store:
+            async with store.mutation("system", Action.MESH_CREATE, "mesh:m") as tx:
+                await tx.create_mesh(MESH.model_copy(update={"prefix4": "100.88.0.0/29"}), "00" * 32)
+            await store.load_mesh()
+            nodes = [await add_node(store, f"n{n}") for n in range(store.plan.total)]
+            assert [node.number for node in nodes] == [2, 3, 4, 5, 6]
+            with pytest.raises(Refused, match="delete nodes that are gone") as caught:
+                await add_node(store, "x")
+            assert caught.value.kind is Kind.POOL_EMPTY
+            await remove_node(store, nodes[1])
+            clock.advance(minutes=1)
+            await remove_node(store, nodes[0])
+            with pytest.raises(Refused, match="the next is free at"):
+                await add_node(store, "x")
+            clock.advance(hours=2)
+            assert [(await add_node(store, name)).number for name in ("x", "y")] == [3, 2]
+
+    async def test_the_count_follows(self, store: Store) -> None:
+        node = await add_node(store, "a")
+        await add_node(store, "b")
+        await remove_node(store, node)
+        async with store.read() as tables:
+            assert await tables.addresses.used() == 1
+
+    async def test_thousands_cost_the_same_each(self, store: Store) -> None:
+        """Statements are counted, not seconds: the cost of the last allocation is that of the first."""
+        async with store.mutation("t", Action.NODE_ENROL, "nodes") as tx:
+            for number in range(3000):
+                await tx.addresses.take(await tx.addresses.next_new(tx.plan.last_number) or 0, f"n{number}")
+        statements: list[str] = []
+        async with store.mutation("t", Action.NODE_ENROL, "nodes") as tx:
+            bind = (await tx.nodes._session.connection()).sync_connection
+            from sqlalchemy import event
+
+            event.listen(bind, "before_cursor_execute", lambda *call: statements.append(call[2]))
+            number = await tx.addresses.next_new(tx.plan.last_number)
+            tx.discard()
+        assert number == 3002
+        assert len(statements) == 3
+        assert all("WHERE" in statement for statement in statements[:2])
+
+
+class TestKeys:
+    async def test_redeeming_is_atomic_across_processes(self, store: Store, database_url: str) -> None:
+        from controller.keys import FirstContact, Keys
+        from controller.wire.enrol import JoinString
+
+        created = await Keys(store, FirstContact("https://h", "system")).create("t", EnrolmentKeyCreate(uses=5))
+        secret = JoinString.decode(created.join).key
+        from controller.identity.secret import digest
+
+        async def redeem(by: Store) -> bool:
+            async with by.mutation("t", Action.NODE_ENROL, "node:x") as tx:
+                redeemed = await tx.keys.redeem(digest(secret), tx.now)
+                if redeemed is None:
+                    tx.discard()
+                return redeemed is not None
+
+        async with opened(database_url, MovableClock()) as other:
+            outcomes = await asyncio.gather(*(redeem(by) for by in [store, other] * 10))
+        assert sum(outcomes) == 5
+
+
+async def test_the_schema_that_migrations_make_is_the_models(database_url: str) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.runtime.migration import MigrationContext
+
+    from controller.store.models import Base
+
+    async with opened(database_url, MovableClock()):
+        engines = Engines(database_url)
+        async with engines.read.connect() as connection:
+            differences = await connection.run_sync(
+                lambda sync: compare_metadata(
+                    MigrationContext.configure(sync, opts={"compare_type": True}), Base.metadata
+                )
+            )
+        await engines.dispose()
+    assert differences == []
+
+
+async def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
+    async with opened(database_url, MovableClock()):
+        pass
+    engines = Engines(database_url)
+    async with engines.write.begin() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    await engines.dispose()
+    with pytest.raises(StoreError, match="newer wardmesh-controller"):
+        async with opened(database_url, MovableClock()):
+            pass
+
+
+async def test_a_database_that_is_away_is_named_without_its_password() -> None:
+    with pytest.raises(StoreError) as caught:
+        async with opened("postgresql://wardmesh:hunter2@127.0.0.1:1/none", MovableClock()):
+            pass
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_changes_hold_no_rows_of_discarded_work(store: Store) -> None:
+    async with store.read() as tables:
+        rows = await tables.ledger.changes_after(0)
+    assert [type(row) for row in rows] == [ChangeRow]
