@@ -5,7 +5,7 @@ Only facts of the text: who a selector matches is decided by `compile` and, inde
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -122,3 +122,13 @@ class Document:
     groups: Mapping[str, Group] = field(default_factory=lambda: MappingProxyType({}))
     grants: tuple[Grant, ...] = ()
     tests: tuple[Test, ...] = ()
+
+    def at(self, now: float) -> "Document":
+        """The same document without the grants that have ended by `now` (seconds since the epoch)."""
+        if self.next_expiry(float("-inf")) is None:
+            return self
+        return replace(self, grants=tuple(g for g in self.grants if g.expires is None or now < g.expires))
+
+    def next_expiry(self, now: float) -> int | None:
+        """When the next of the grants that are in force at `now` ends; None when none of them does."""
+        return min((g.expires for g in self.grants if g.expires is not None and now < g.expires), default=None)

@@ -1,0 +1,124 @@
+"""One agent's stream, seen from the mesh: what it still has to be told, and the loop that tells it.
+
+    pending --take--> in flight --sent--> told        (a change meanwhile goes to pending)
+       any state --dismiss--> Bye, then the end
+
+Knows no WebSocket: it is given a coroutine that sends a frame.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+from controller.wire.base import Revision
+from controller.wire.netmap import Delta, Netmap, NodeId
+from controller.wire.stream import Bye, ControllerFrame, DeltaFrame, Snapshot
+
+from .dirty import Dirty, merged
+
+__all__ = ["Connection", "Maps"]
+
+# Names of objects that wait for a slow agent; beyond that, a snapshot is no larger than the delta.
+MAX_PENDING: Final = 20_000
+_MERGE_AT: Final = 64
+
+
+class Maps(Protocol):
+    """Where the present values come from."""
+
+    @property
+    def revision(self) -> Revision: ...
+
+    def netmap(self, node_id: NodeId) -> Netmap | None: ...
+
+    def delta(self, node_id: NodeId, dirty: Dirty, base: Revision) -> Delta | None: ...
+
+
+class Connection:
+    """A stream of one node. `told` is the revision that the host holds: None before a first snapshot was sent."""
+
+    def __init__(self, node_id: NodeId, maps: Maps, told: Revision | None, pending: Dirty | None) -> None:
+        """With `told` and `pending`, the host's map is continued; without, it gets a snapshot."""
+        self.node_id: Final = node_id
+        self.maps = maps
+        self.told = told
+        self.in_force: Revision | None = None  # of this stream; None until the agent says
+        self.finished = asyncio.Event()
+        self._pending: list[Dirty] = [] if pending is None else [pending]
+        self._whole = pending is None
+        self._in_flight = False
+        self._bye: Bye | None = None
+        self._wake = asyncio.Event()
+        self._wake.set()  # the first frame is due at once, even when nothing changed
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while something was not sent yet."""
+        return self._whole or bool(self._pending) or self._in_flight
+
+    def push(self, dirty: Dirty) -> None:
+        """The node's map changed. Cheap: nothing is computed until the agent can take it."""
+        if self._whole:
+            return
+        self._pending.append(dirty)
+        if len(self._pending) >= _MERGE_AT:
+            self._pending = [merged(self._pending)]
+            if self._pending[0].size() > MAX_PENDING:
+                self.restart(self.maps)
+        self._wake.set()
+
+    def restart(self, maps: Maps) -> None:
+        """Send a snapshot, of `maps` from now on, instead of whatever waits."""
+        self.maps = maps
+        self._whole = True
+        self._pending = []
+        self._wake.set()
+
+    def dismiss(self, bye: Bye) -> None:
+        """End the stream with `bye`; the first reason stands."""
+        self._bye = self._bye or bye
+        self._wake.set()
+
+    def applied(self, revision: Revision) -> bool:
+        """Note what the host has in force. False when that was never sent to it."""
+        if self.told is None or revision > self.told:
+            return False
+        self.in_force = revision
+        return True
+
+    async def run(self, send: Callable[[ControllerFrame], Awaitable[None]]) -> Bye:
+        """Send what is pending, again and again, until dismissed; answers with the Bye that was sent last.
+
+        What `send` raises ends the stream: the host then says on its next one which revision it holds.
+        """
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                frame = self._take()
+                await send(frame)
+                if isinstance(frame, Bye):
+                    return frame
+                self.told = frame.netmap.revision if isinstance(frame, Snapshot) else frame.delta.revision
+                self._in_flight = False
+        finally:
+            self.finished.set()
+
+    def _take(self) -> ControllerFrame:
+        if self._bye is not None:
+            return self._bye
+        self._in_flight = True
+        frame = self._snapshot() if self._whole or self.told is None else self._delta(self.told)
+        if frame is None:
+            detail = "the controller's record of this node is damaged: its log says how"
+            return Bye(reason="protocol", detail=detail)
+        self._whole, self._pending = False, []
+        return frame
+
+    def _snapshot(self) -> Snapshot | None:
+        netmap = self.maps.netmap(self.node_id)
+        return None if netmap is None else Snapshot.model_construct(type="snapshot", netmap=netmap)
+
+    def _delta(self, base: Revision) -> DeltaFrame | None:
+        delta = self.maps.delta(self.node_id, merged(self._pending), base)
+        return None if delta is None else DeltaFrame.model_construct(type="delta", delta=delta)

@@ -1,0 +1,232 @@
+"""The running mesh: state, log and the connected agents in one object of the event loop.
+
+`publish` only marks who has to be told what; each connection's own task computes and sends. Nothing here waits for an
+agent, and nothing here speaks SQL or HTTP.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from controller.records import Change, Fleet
+from controller.wire.base import Revision
+from controller.wire.netmap import Netmap, NodeId
+from controller.wire.stream import Applied, Bye, Hello, HostReport
+
+from .connection import Connection
+from .dirty import Affected
+from .log import RevisionLog
+from .presence import Presence
+from .state import MeshState
+
+__all__ = ["Hub", "Presence", "RefusedError"]
+
+_log = logging.getLogger(__name__)
+_FAREWELL: Final = 5.0  # seconds that agents get to read a Bye at shutdown
+_LONGEST_TIMER: Final = 86400.0
+
+_REMOVED: Final = Bye(
+    reason="removed", detail="this node is no member of the mesh: join again with a new join string", retry=False
+)
+_DISABLED: Final = Bye(reason="disabled", detail="an administrator disabled this node; it may be enabled again")
+_REPLACED: Final = Bye(
+    reason="replaced",
+    detail="another agentd connected with this node's identity: if that was not a restart, two hosts share one state"
+    " directory, and one of them must join again",
+)
+_SHUTDOWN: Final = Bye(reason="shutdown", detail="the controller is stopping; the mesh keeps working without it")
+
+
+class RefusedError(Exception):
+    """The node may not open a stream; `bye` says why."""
+
+    def __init__(self, bye: Bye) -> None:
+        self.bye = bye
+        super().__init__(bye.detail)
+
+
+class Hub:
+    """One per process, used from one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: seconds since the epoch."""
+        self._clock = clock
+        self._state: MeshState | None = None
+        self._log = RevisionLog(0)
+        self._connections: dict[NodeId, Connection] = {}
+        self._presence: dict[NodeId, Presence] = {}
+        self._concerned: dict[NodeId, Revision] = {}  # the newest revision that touched a node's map
+        self._expiry: asyncio.TimerHandle | None = None
+        self._is_closing = False
+
+    # The domain modules' side
+
+    def load(self, fleet: Fleet) -> None:
+        """Start from a fleet, or from it again: then every connected agent gets a snapshot."""
+        self._state = MeshState(fleet, self._clock())
+        self._log = RevisionLog(fleet.revision)
+        self._concerned = dict.fromkeys(self._connections, fleet.revision)
+        for node_id, connection in list(self._connections.items()):
+            connection.restart(self._state)
+            self._dismiss_if_barred(node_id)
+        self._schedule_expiry()
+
+    def publish(self, change: Change) -> None:
+        """Take in a committed change. Call after the commit; the order of concurrent calls does not matter."""
+        state = self._loaded()
+        is_late = change.revision < state.revision
+        affected = state.apply(change, self._clock())
+        if is_late and affected:
+            # Hosts may hold a map of a later revision without this: none of those may be continued.
+            self._log.forget(state.revision)
+        else:
+            self._log.add(state.revision, affected)
+        self._tell(affected)
+        for node_id, record in change.nodes.items():
+            self._dismiss_if_barred(node_id)
+            if record is None:
+                self._presence.pop(node_id, None)
+                self._concerned.pop(node_id, None)
+        if change.policy is not None:
+            self._schedule_expiry()
+
+    def netmap(self, node_id: NodeId) -> Netmap | None:
+        """The present view of a node, also of one that is offline or a static peer."""
+        return self._loaded().netmap(node_id)
+
+    def presence(self, node_id: NodeId) -> Presence:
+        """What is known about a node's connection now."""
+        presence = self._presence.get(node_id, Presence())
+        connection = self._connections.get(node_id)
+        if connection is None:
+            return presence
+        concerned = self._concerned.get(node_id, 0)
+        in_force = connection.in_force
+        behind = connection.is_waiting or in_force is None or in_force < concerned
+        return replace(presence, online=True, behind=behind)
+
+    async def close(self) -> None:
+        """Say goodbye to every agent, and give them a few seconds to read it."""
+        self._is_closing = True
+        if self._expiry is not None:
+            self._expiry.cancel()
+        connections = list(self._connections.values())
+        for connection in connections:
+            connection.dismiss(_SHUTDOWN)
+        waits = [asyncio.create_task(connection.finished.wait()) for connection in connections]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=_FAREWELL)
+            for task in late:
+                task.cancel()
+
+    # The streams' side
+
+    def admit(self, node_id: NodeId) -> None:
+        """Raises RefusedError when the node may not open a stream now."""
+        if self._is_closing:
+            raise RefusedError(_SHUTDOWN)
+        bye = self._barred(node_id)
+        if bye is not None:
+            raise RefusedError(bye)
+
+    @contextmanager
+    def connected(self, node_id: NodeId, hello: Hello) -> Iterator[Connection]:
+        """The node's connection while its stream is open; it replaces an older one. Raises RefusedError.
+
+        The host's map is continued when its revision is in the log; in any other case it gets a snapshot.
+        """
+        self.admit(node_id)
+        connection = self._open(node_id, hello)
+        older = self._connections.get(node_id)
+        if older is not None:
+            older.dismiss(_REPLACED)
+        self._connections[node_id] = connection
+        self._note(node_id, online=True, last_seen=self._now())
+        self.reported(node_id, hello.report)
+        try:
+            yield connection
+        finally:
+            if self._connections.get(node_id) is connection:
+                del self._connections[node_id]
+                if node_id in self._presence:
+                    self._note(node_id, online=False, last_seen=self._now())
+
+    def reported(self, node_id: NodeId, report: HostReport) -> None:
+        """Note what a host says about itself and is not part of its record."""
+        if node_id in self._connections:
+            self._note(node_id, backend=report.backend, agent_version=report.agent_version)
+
+    def applied(self, connection: Connection, applied: Applied) -> None:
+        """Note what a host has in force, or why it does not."""
+        if self._connections.get(connection.node_id) is not connection:
+            return  # a late word of a replaced stream
+        if applied.error is not None:
+            self._note(connection.node_id, error=applied.error, last_seen=self._now())
+        elif connection.applied(applied.revision):
+            self._note(connection.node_id, error=None, in_force=applied.revision, last_seen=self._now())
+        else:
+            _log.warning("node %s claims revision %d, which it was not sent", connection.node_id, applied.revision)
+
+    # Inside
+
+    def _loaded(self) -> MeshState:
+        if self._state is None:
+            raise RuntimeError("the hub was used before load()")
+        return self._state
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+    def _note(self, node_id: NodeId, **facts: object) -> None:
+        self._presence[node_id] = replace(self._presence.get(node_id, Presence()), **facts)  # type: ignore[arg-type]
+
+    def _open(self, node_id: NodeId, hello: Hello) -> Connection:
+        state = self._loaded()
+        if hello.mesh == state.mesh.id and hello.revision is not None and hello.revision <= state.revision:
+            missed = self._log.since(node_id, hello.revision)
+            if missed is not None:
+                return Connection(node_id, state, told=hello.revision, pending=missed)
+        self._concerned[node_id] = state.revision
+        return Connection(node_id, state, told=None, pending=None)
+
+    def _barred(self, node_id: NodeId) -> Bye | None:
+        record = self._loaded().record(node_id)
+        if record is None or record.kind == "static":
+            return _REMOVED
+        return _DISABLED if record.state == "disabled" else None
+
+    def _dismiss_if_barred(self, node_id: NodeId) -> None:
+        connection = self._connections.get(node_id)
+        bye = self._barred(node_id)
+        if connection is not None and bye is not None:
+            connection.dismiss(bye)
+
+    def _tell(self, affected: Affected) -> None:
+        revision = self._loaded().revision
+        for node_id, dirty in affected.items():
+            self._concerned[node_id] = revision
+            connection = self._connections.get(node_id)
+            if connection is not None:
+                connection.push(dirty)
+
+    def _schedule_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        due = self._loaded().next_expiry
+        if due is not None and not self._is_closing:
+            delay = min(max(due - self._clock(), 0.0), _LONGEST_TIMER)
+            self._expiry = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        state = self._loaded()
+        affected = state.expire(self._clock())
+        if affected:
+            self._log.forget(state.revision)
+            self._tell(affected)
+        self._schedule_expiry()

@@ -1,0 +1,262 @@
+"""The mesh in memory: every node's map, and whom a change concerns.
+
+Pure: no clock, no I/O, no connection. The cost of a change follows the nodes whose maps it touches, because everything
+is looked up through two indexes: selector -> nodes, and selector -> the selectors that policy connects it with.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+from controller.policy import Document, PolicyError, compile_policy, parse
+from controller.records import Change, Fleet, NodeRecord, PolicyRecord
+from controller.wire.base import Revision
+from controller.wire.netmap import Delta, Netmap, NodeId, Peer, SetChange
+
+from .dirty import Affected, Dirty
+from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for
+from .index import Index
+from .recompile import Layout, changes_between
+
+__all__ = ["MeshState"]
+
+_log = logging.getLogger(__name__)
+# Changes are published by concurrent requests and may arrive out of order, but never by this many objects.
+_REMEMBERED: Final = 10_000
+_POLICY: Final = ""  # stands beside node ids, none of which is empty
+
+
+class MeshState:
+    """Everything hosts are told, at one revision. `now` (seconds since the epoch) decides which grants have ended."""
+
+    def __init__(self, fleet: Fleet, now: float) -> None:
+        self.mesh = fleet.mesh
+        self.revision: Revision = fleet.revision
+        self._loaded: Final = fleet.revision
+        self._seen: OrderedDict[str, Revision] = OrderedDict()
+        self._records: dict[NodeId, NodeRecord] = {}
+        self._entries: dict[NodeId, Entry] = {}
+        self._left_out: dict[NodeId, BadRecordError] = {}
+        self._registry = Registry()
+        self._index = Index()
+        self._document = _parse(fleet.policy)
+        self._policy = compile_policy(self._document.at(now))
+        self.next_expiry = self._document.next_expiry(now)
+        nobody: Affected = {}
+        for node_id, record in fleet.nodes.items():
+            self._set(node_id, record, nobody)
+        self._retry(nobody)
+
+    # Reading
+
+    @property
+    def left_out(self) -> Mapping[NodeId, str]:
+        """Nodes that are in nobody's map because their record is bad, and why."""
+        return {node_id: str(fault) for node_id, fault in self._left_out.items()}
+
+    def record(self, node_id: NodeId) -> NodeRecord | None:
+        return self._records.get(node_id)
+
+    def netmap(self, node_id: NodeId) -> Netmap | None:
+        """The whole map of a node; None for one that does not exist or cannot be described."""
+        entry = self._entries.get(node_id, ABSENT)
+        if entry.node is None:
+            return None
+        view = self._policy.view(entry.role)
+        others = self._index.members_of(view.sets) - {node_id}
+        peers = {other: peer for other in sorted(others) if (peer := self._peer(entry, other)) is not None}
+        return Netmap.model_construct(
+            revision=self.revision,
+            mesh=self.mesh,
+            node=entry.node,
+            peers=peers,
+            sets={name: self._index.address_set(name) for name in sorted(view.sets)},
+            rules=dict(view.rules),
+        )
+
+    def delta(self, node_id: NodeId, dirty: Dirty, base: Revision) -> Delta | None:
+        """From `base` to now: the present value of the objects that `dirty` names. None as for `netmap`."""
+        entry = self._entries.get(node_id, ABSENT)
+        if entry.node is None:
+            return None
+        view = self._policy.view(entry.role)
+        visible = {
+            other: self._peer(entry, other) if self._sees(view.sets, other) else None
+            for other in sorted(dirty.peers - {node_id})
+        }
+        return Delta.model_construct(
+            base=base,
+            revision=self.revision,
+            mesh=None,
+            node=entry.node if dirty.node else None,
+            peers=tuple(peer for peer in visible.values() if peer is not None),
+            peers_removed=tuple(other for other, peer in visible.items() if peer is None),
+            sets=tuple(self._set_changes(dirty, view.sets)),
+            rules=tuple(view.rules[rule] for rule in sorted(dirty.rules) if rule in view.rules),
+            rules_removed=tuple(rule for rule in sorted(dirty.rules) if rule not in view.rules),
+        )
+
+    def _sees(self, sets: frozenset[str], other: NodeId) -> bool:
+        return not sets.isdisjoint(self._entries.get(other, ABSENT).role)
+
+    def _peer(self, receiver: Entry, other: NodeId) -> Peer | None:
+        entry = self._entries[other]
+        return entry.peer_keepalive if receiver.behind_nat else entry.peer
+
+    def _set_changes(self, dirty: Dirty, used: frozenset[str]) -> list[SetChange]:
+        make = SetChange.model_construct
+        changes = []
+        for name in sorted(dirty.sets):
+            # Deleted first, even when it is in use: a set that was out of use and came back may still be on the host.
+            changes.append(make(name=name, add=frozenset(), remove=frozenset(), delete=True))
+            if name in used:
+                addresses = self._index.address_set(name).addresses
+                changes.append(make(name=name, add=addresses, remove=frozenset(), delete=False))
+        for name in sorted((dirty.elements.keys() & used) - dirty.sets):
+            present = frozenset(a for a in dirty.elements[name] if self._index.has(name, a))
+            changes.append(make(name=name, add=present, remove=frozenset(dirty.elements[name]) - present, delete=False))
+        return changes
+
+    # Changing
+
+    def apply(self, change: Change, now: float) -> Affected:
+        """Apply a change and say whose maps it touches, and where. Older values than those known are ignored."""
+        affected: Affected = {}
+        for node_id, record in change.nodes.items():
+            if self._is_news(node_id, change.revision):
+                self._set(node_id, record, affected)
+        self._retry(affected)
+        if change.policy is not None and self._is_news(_POLICY, change.revision):
+            self._document = _parse(change.policy)
+            self._recompile(now, affected)
+        self.revision = max(self.revision, change.revision)
+        return {node_id: dirty for node_id, dirty in affected.items() if dirty.concerns(node_id)}
+
+    def expire(self, now: float) -> Affected:
+        """End the grants whose time has come. Hosts do so by themselves; this takes the peers left over, too."""
+        affected: Affected = {}
+        self._recompile(now, affected)
+        return affected
+
+    def _is_news(self, key: str, revision: Revision) -> bool:
+        if revision < self._seen.get(key, self._loaded):
+            return False
+        self._seen[key] = revision
+        self._seen.move_to_end(key)
+        if len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return True
+
+    def _set(self, node_id: NodeId, record: NodeRecord | None, affected: Affected) -> None:
+        old = self._entries.get(node_id, ABSENT)
+        if old.peer is not None:
+            self._registry.release(old.peer)
+        known = self._left_out.pop(node_id, None)
+        entry, fault = (ABSENT, None) if record is None else self._admit(record)
+        if fault is not None:
+            self._left_out[node_id] = fault
+            if str(fault) != str(known):
+                _log.error("node %s is left out of every map: %s", node_id, fault)
+        self._move(node_id, old, entry, affected)
+        if record is not None:
+            self._records[node_id] = record
+        elif node_id in self._records:
+            del self._records[node_id], self._entries[node_id]
+            affected.pop(node_id, None)  # it has no map any more
+
+    def _admit(self, record: NodeRecord) -> tuple[Entry, BadRecordError | None]:
+        """The entry that stands for a record; for a bad one, an entry that is in nobody's map, and the fault."""
+        entry = ABSENT
+        try:
+            entry = entry_for(record, self.mesh, self._policy)
+            if entry.peer is not None:
+                self._registry.claim(record.id, entry.peer)
+        except BadRecordError as fault:
+            return entry.isolated(), fault
+        return entry, None
+
+    def _retry(self, affected: Affected) -> None:
+        """What was held by another node may be free now."""
+        for node_id in [node_id for node_id, fault in self._left_out.items() if isinstance(fault, ConflictError)]:
+            self._set(node_id, self._records[node_id], affected)
+
+    def _move(self, node_id: NodeId, old: Entry, new: Entry, affected: Affected) -> None:
+        if new != old:
+            elements = _element_changes(old, new)
+            self._touch_others(node_id, old, new, elements, affected)
+            mine = self._touched_self(node_id, old, new, elements)
+            if not mine.is_empty():
+                affected.setdefault(node_id, Dirty()).merge(mine)
+            self._index.remove(node_id, old.role, old.addresses)
+            self._index.add(node_id, new.role, new.addresses)
+        self._entries[node_id] = new
+
+    def _touch_others(
+        self, node_id: NodeId, old: Entry, new: Entry, elements: Mapping[str, frozenset[str]], affected: Affected
+    ) -> None:
+        """Those whose rules use a set that the node is or was in: they have it as a peer."""
+        if old.peer == new.peer and not elements:
+            return
+        for key in old.role | new.role:
+            for counterpart in self._policy.counterparts[key]:
+                for other in self._index.members(counterpart):
+                    if other != node_id:
+                        dirty = affected.setdefault(other, Dirty())
+                        dirty.peers.add(node_id)
+                        if key in elements:
+                            dirty.add_elements(key, elements[key])
+
+    def _touched_self(self, node_id: NodeId, old: Entry, new: Entry, elements: Mapping[str, frozenset[str]]) -> Dirty:
+        before, after = self._policy.view(old.role), self._policy.view(new.role)
+        mine = Dirty(node=old.node != new.node)
+        for key in elements.keys() & before.sets & after.sets:
+            mine.add_elements(key, elements[key])
+        if before is not after:
+            mine.rules = set(before.rules.keys() ^ after.rules.keys())
+            mine.sets = set(before.sets ^ after.sets)
+        if before.sets != after.sets or old.behind_nat != new.behind_nat:
+            seen, sees = self._index.members_of(before.sets), self._index.members_of(after.sets)
+            mine.peers = seen | sees if old.behind_nat != new.behind_nat else seen ^ sees
+            mine.peers.discard(node_id)
+        return mine
+
+    def _recompile(self, now: float, affected: Affected) -> None:
+        """Put the document, as of `now`, in force. Looks at every node, but touches only those whose map differs."""
+        self.next_expiry = self._document.next_expiry(now)
+        old = Layout(self._policy, self._index, {node_id: entry.role for node_id, entry in self._entries.items()})
+        self._policy = compile_policy(self._document.at(now))
+        self._index = Index()
+        for node_id, entry in self._entries.items():
+            if entry.peer is not None:
+                role = self._policy.role(entry.peer.name, entry.peer.tags, entry.peer.addresses)
+                self._entries[node_id] = entry.with_role(role)
+                self._index.add(node_id, role, entry.peer.addresses)
+        new = Layout(self._policy, self._index, {node_id: entry.role for node_id, entry in self._entries.items()})
+        for node_id, dirty in changes_between(old, new):
+            if node_id in affected:
+                affected[node_id].merge(dirty)
+            else:
+                affected[node_id] = dirty
+
+
+def _element_changes(old: Entry, new: Entry) -> dict[str, frozenset[str]]:
+    """Of each set that the node is or was in, the addresses that enter or leave it."""
+    changes = {}
+    for key in old.role | new.role:
+        before = old.addresses if key in old.role else frozenset()
+        after = new.addresses if key in new.role else frozenset()
+        if before != after:
+            changes[key] = before ^ after
+    return changes
+
+
+def _parse(policy: PolicyRecord) -> Document:
+    try:
+        return parse(policy.text)
+    except PolicyError:
+        # It was accepted once, so an older version must be running. What it cannot read it must not allow.
+        _log.exception(
+            "the policy of revision %d cannot be read: nothing is allowed until it is replaced", policy.revision
+        )
+        return Document()

@@ -1,0 +1,378 @@
+"""The mesh state: any sequence of changes, folded by a client, is a fresh snapshot; only those concerned hear of it."""
+
+import itertools
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.mesh.dirty import Dirty, merged
+from controller.mesh.log import RevisionLog
+from controller.mesh.state import MeshState
+from controller.policy import parse
+from controller.policy.model import Member, Packet, allowing_grants, may_pass
+from controller.records import Change, Fleet, NodeRecord, PolicyRecord
+from controller.wire.netmap import Delta, Netmap, fold
+from controller.wire.rules import Flow, allowing
+
+from .mesh_fleet import MESH, NOW, TAGS, fleet, fleets, key, node, policies
+
+GRANTS = """
+grants:
+  - {from: tag:agents, to: tag:tools, ip: [tcp:443]}
+  - {from: h5, to: h6, ip: [udp:53]}
+"""
+
+
+@st.composite
+def any_record(draw: st.DrawFn) -> NodeRecord:
+    """A node that may have a new name, tags, addresses or key, or a damaged one; never in conflict with others."""
+    number = draw(st.integers(1, 8))
+    shift = draw(st.sampled_from([0, 0, 0, 256]))
+    return node(
+        number,
+        *draw(st.sets(st.sampled_from(TAGS), max_size=2)),
+        name=draw(st.sampled_from([f"h{number}", f"h{number}", f"x{number}"])),
+        state=draw(st.sampled_from(["active", "active", "active", "pending", "disabled"])),
+        addresses=draw(
+            st.sampled_from([(f"100.64.{shift >> 8}.{number}", f"fd00:1::{number:x}"), (f"100.64.0.{number}",)])
+        ),
+        public_key=draw(st.sampled_from([key(number), key(number), key(number + shift), "damaged"])),
+        endpoints=draw(st.sampled_from([(), (f"192.0.2.{number}:51820",)])),
+        behind_nat=draw(st.booleans()),
+        kind=draw(st.sampled_from(["agent", "agent", "static"])),
+    )
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> tuple[dict[str, NodeRecord | None], str | None]:
+    kind = draw(st.sampled_from(["set", "set", "set", "remove", "policy", "several"]))
+    if kind == "remove":
+        return {f"n{draw(st.integers(1, 8))}": None}, None
+    if kind == "policy":
+        return {}, draw(policies(max_grants=3))
+    found = draw(st.lists(any_record(), min_size=1, max_size=1 if kind == "set" else 4))
+    return {r.id: r for r in found}, draw(policies(max_grants=3)) if kind == "several" else None
+
+
+class Client:
+    """A host that folds what it is sent, through JSON, and may be slow: then it gets one delta for several changes."""
+
+    def __init__(self, state: MeshState, node_id: str) -> None:
+        netmap = state.netmap(node_id)
+        assert netmap is not None
+        self.netmap = received(netmap)
+        self.waiting: list[Dirty] = []
+
+    def catch_up(self, state: MeshState) -> None:
+        delta = state.delta(self.netmap.node.id, merged(self.waiting), self.netmap.revision)
+        assert delta is not None
+        self.waiting = []
+        self.netmap = fold(self.netmap, Delta.model_validate_json(delta.model_dump_json()))
+
+
+def received(netmap: Netmap) -> Netmap:
+    return Netmap.model_validate_json(netmap.model_dump_json())
+
+
+def applied(records: Fleet, change: Change) -> Fleet:
+    nodes = dict(records.nodes)
+    for node_id, record in change.nodes.items():
+        nodes.pop(node_id, None)
+        if record is not None:
+            nodes[node_id] = record
+    return Fleet(change.revision, records.mesh, nodes, change.policy or records.policy)
+
+
+@settings(max_examples=300, deadline=None)
+@given(fleets(), st.lists(st.tuples(changes(), st.booleans()), max_size=12))
+def test_folded_deltas_are_a_fresh_snapshot_for_every_node(
+    start: Fleet, steps: list[tuple[tuple[dict[str, NodeRecord | None], str | None], bool]]
+) -> None:
+    state, now = MeshState(start, NOW), start
+    clients = {node_id: Client(state, node_id) for node_id in start.nodes}
+    for revision, ((nodes, text), catch_up) in enumerate(steps, start=2):
+        change = Change(revision, nodes, None if text is None else PolicyRecord(revision, text))
+        affected = state.apply(change, NOW)
+        now = applied(now, change)
+        fresh = MeshState(now, NOW)
+        for node_id in list(clients):
+            if state.netmap(node_id) is None:
+                del clients[node_id]
+        for node_id in now.nodes:
+            if node_id not in clients and state.netmap(node_id) is not None:
+                clients[node_id] = Client(state, node_id)
+        for node_id, client in clients.items():
+            client.waiting.extend([affected[node_id]] if node_id in affected else [])
+            if catch_up or revision == len(steps) + 1:
+                client.catch_up(state)
+                expected = fresh.netmap(node_id)
+                assert expected is not None
+                assert client.netmap == expected
+                assert received(expected) == expected
+        assert {n for n in now.nodes if state.netmap(n) is None} == {n for n in now.nodes if fresh.netmap(n) is None}
+
+
+@settings(max_examples=200, deadline=None)
+@given(fleets(), st.lists(changes(), min_size=1, max_size=8), st.integers(0, 8), st.sampled_from([10_000, 12, 40]))
+def test_a_host_that_resumes_from_any_revision_in_the_log_has_a_fresh_snapshot(
+    start: Fleet, steps: list[tuple[dict[str, NodeRecord | None], str | None]], away: int, log_size: int
+) -> None:
+    state, log = MeshState(start, NOW), RevisionLog(1, max_size=log_size)
+    held = {node_id: netmap for node_id in start.nodes if (netmap := state.netmap(node_id))}
+    for revision, (nodes, text) in enumerate(steps, start=2):
+        change = Change(revision, nodes, None if text is None else PolicyRecord(revision, text))
+        log.add(revision, state.apply(change, NOW))
+        if revision <= away:
+            held = {node_id: netmap for node_id in held if (netmap := state.netmap(node_id))}
+    for node_id, netmap in held.items():
+        missed = log.since(node_id, netmap.revision)
+        now = state.netmap(node_id)
+        if missed is not None and now is not None:
+            delta = state.delta(node_id, missed, netmap.revision)
+            assert delta is not None
+            assert fold(netmap, delta) == now
+
+
+@settings(max_examples=200, deadline=None)
+@given(fleets(), changes())
+def test_only_maps_that_change_are_touched(start: Fleet, step: tuple[dict[str, NodeRecord | None], str | None]) -> None:
+    state = MeshState(start, NOW)
+    before = {node_id: state.netmap(node_id) for node_id in start.nodes}
+    nodes, text = step
+    affected = state.apply(Change(2, nodes, None if text is None else PolicyRecord(2, text)), NOW)
+    for node_id, old in before.items():
+        new = state.netmap(node_id)
+        if old is not None and new is not None:
+            changed = old.model_copy(update={"revision": 2}) != new
+            assert node_id in affected or not changed
+            if len(nodes) + (text is not None) == 1:
+                assert changed or node_id not in affected
+
+
+@settings(max_examples=200, deadline=None)
+@given(fleets(), st.data())
+def test_both_hosts_together_let_pass_exactly_what_the_model_does(among: Fleet, data: st.DataObject) -> None:
+    state, document = MeshState(among, NOW), parse(among.policy.text)
+    members = {n.id: Member(n.name, n.tags, n.addresses) for n in among.nodes.values() if n.state == "active"}
+    for a, b in itertools.permutations(members, 2):
+        protocol, port = data.draw(
+            st.sampled_from([("icmp", None), *((p, n) for p in ("tcp", "udp") for n in (1, 3, 6, 7))])
+        )
+        source, destination = (data.draw(st.sampled_from(members[n].addresses)) for n in (a, b))
+        packet = Packet(source, destination, protocol, port)
+        out, inn = state.netmap(a), state.netmap(b)
+        assert out is not None
+        assert inn is not None
+        leaves = allowing(out, Flow(direction="out", peer=destination, protocol=protocol, port=port), NOW)
+        arrives = allowing(inn, Flow(direction="in", peer=source, protocol=protocol, port=port), NOW)
+        assert bool(leaves) == bool(arrives) == may_pass(document, members.values(), packet, NOW)
+
+
+@settings(max_examples=200, deadline=None)
+@given(fleets())
+def test_a_host_has_exactly_the_peers_that_policy_connects_it_with(among: Fleet) -> None:
+    state, document = MeshState(among, NOW), parse(among.policy.text)
+    members = {n.id: Member(n.name, n.tags, n.addresses) for n in among.nodes.values() if n.state == "active"}
+
+    def connected(a: Member, b: Member) -> bool:
+        return any(allowing_grants(document, a, b, p, n, now=NOW) for p in ("tcp", "udp", "icmp") for n in range(1, 8))
+
+    for node_id in among.nodes:
+        netmap = state.netmap(node_id)
+        assert netmap is not None
+        me = members.get(node_id)
+        assert netmap.peers.keys() == {
+            other
+            for other, them in members.items()
+            if me is not None and other != node_id and (connected(me, them) or connected(them, me))
+        }
+        assert netmap.sets.keys() == {name for rule in netmap.rules.values() for name in rule.peers}
+
+
+def small() -> MeshState:
+    nodes = [node(1, "agents"), node(2, "agents"), node(3, "tools"), node(4, "tools"), node(5), node(6), node(7)]
+    return MeshState(fleet(nodes, GRANTS), NOW)
+
+
+def test_a_join_touches_those_whom_policy_connects_and_nobody_else() -> None:
+    state = small()
+    affected = state.apply(Change(2, {"n8": node(8, "agents")}), NOW)
+    assert affected.keys() == {"n3", "n4", "n8"}
+    delta = state.delta("n3", affected["n3"], 1)
+    assert delta is not None
+    assert [p.id for p in delta.peers] == ["n8"]
+    assert [(c.name, c.add, c.remove, c.delete) for c in delta.sets] == [
+        ("tag:agents", frozenset(node(8).addresses), frozenset(), False)
+    ]
+    assert delta.rules == delta.rules_removed == ()
+
+
+def test_a_tag_that_is_taken_away_is_an_element_and_a_peer_on_the_wire() -> None:
+    state = small()
+    affected = state.apply(Change(2, {"n1": node(1)}), NOW)
+    assert affected.keys() == {"n1", "n3", "n4"}
+    delta = state.delta("n4", affected["n4"], 1)
+    assert delta is not None
+    assert delta.peers_removed == ("n1",)
+    assert [(c.name, c.add, c.remove) for c in delta.sets] == [
+        ("tag:agents", frozenset(), frozenset(node(1).addresses))
+    ]
+    assert delta.rules == delta.rules_removed == ()
+
+
+def test_a_new_key_touches_peers_only() -> None:
+    state = small()
+    affected = state.apply(Change(2, {"n3": node(3, "tools", public_key=key(99))}), NOW)
+    assert affected.keys() == {"n1", "n2"}
+    delta = state.delta("n1", affected["n1"], 1)
+    assert delta is not None
+    assert [p.public_key for p in delta.peers] == [key(99)]
+    assert delta.sets == ()
+
+
+@pytest.mark.parametrize(
+    "record", [node(7), node(7, state="disabled"), node(7, "other"), None, node(7, public_key=key(9))]
+)
+def test_a_node_that_policy_does_not_name_touches_nobody_else(record: NodeRecord | None) -> None:
+    assert small().apply(Change(2, {"n7": record}), NOW).keys() <= {"n7"}
+
+
+def test_the_same_change_twice_touches_nobody_the_second_time() -> None:
+    state = small()
+    change = Change(2, {"n8": node(8, "agents")}, PolicyRecord(2, GRANTS + "  - {from: h7, to: h1, ip: icmp}"))
+    assert state.apply(change, NOW)
+    assert state.apply(change, NOW) == {}
+
+
+def test_changes_that_arrive_out_of_order_end_in_the_newest() -> None:
+    newer, older = Change(3, {"n1": node(1, "tools")}), Change(2, {"n1": node(1), "n7": node(7, "agents")})
+    late, early = small(), small()
+    for change in (newer, older):
+        late.apply(change, NOW)
+    for change in (older, newer):
+        early.apply(change, NOW)
+    for number in range(1, 8):
+        assert late.netmap(f"n{number}") == early.netmap(f"n{number}")
+
+
+def test_a_new_policy_sends_each_node_its_difference_only() -> None:
+    state = small()
+    text = GRANTS.replace("udp:53", "udp:54") + "  - {from: tag:agents, to: h7, ip: icmp}"
+    affected = state.apply(Change(2, {}, PolicyRecord(2, text)), NOW)
+    assert affected.keys() == {"n1", "n2", "n5", "n6", "n7"}
+    delta = state.delta("n1", affected["n1"], 1)
+    assert delta is not None
+    assert [p.id for p in delta.peers] == ["n7"]
+    assert {c.name for c in delta.sets} == {"node:h7"}
+    assert [r.protocol for r in delta.rules] == ["icmp"]
+
+
+def test_keepalive_is_for_the_one_behind_the_nat() -> None:
+    state = MeshState(fleet([node(1, "agents", behind_nat=True), node(3, "tools")], GRANTS), NOW)
+    behind, public = state.netmap("n1"), state.netmap("n3")
+    assert behind is not None
+    assert public is not None
+    assert behind.peers["n3"].keepalive == 25
+    assert public.peers["n1"].keepalive is None
+    affected = state.apply(Change(2, {"n1": node(1, "agents")}), NOW)
+    assert affected.keys() == {"n1"}
+
+
+@pytest.mark.parametrize("state_name", ["pending", "disabled"])
+def test_a_node_that_is_not_active_has_a_map_of_itself_only(state_name: str) -> None:
+    state = MeshState(fleet([node(1, "agents", state=state_name), node(3, "tools")], GRANTS), NOW)
+    mine, theirs = state.netmap("n1"), state.netmap("n3")
+    assert mine is not None
+    assert theirs is not None
+    assert (mine.peers, mine.sets, mine.rules) == ({}, {}, {})
+    assert mine.node.addresses == node(1).addresses
+    assert "n1" not in theirs.peers
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"public_key": "nonsense"}, "not a WireGuard public key"),
+        ({"public_key": key(1)}, "public key .* belongs to node n1"),
+        ({"addresses": ("100.64.0.1",)}, "address 100.64.0.1 belongs to node n1"),
+        ({"addresses": ("192.0.2.1",)}, "outside the mesh"),
+        ({"name": "h1"}, "name h1 belongs to node n1"),
+        ({"name": "H\u0430"}, "U\\+0430|DNS label"),
+        ({"tags": frozenset({"agents"})}, "not a tag"),
+        ({"endpoints": ("nowhere",)}, "not an endpoint"),
+    ],
+)
+def test_a_bad_record_is_left_out_and_reported_and_harms_nobody(
+    bad: dict[str, object], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [node(1, "agents"), node(3, "tools")]
+    state = MeshState(fleet([*good, node(2, "agents", **bad)], GRANTS), NOW)
+    assert state.netmap("n3") == MeshState(fleet(good, GRANTS), NOW).netmap("n3")
+    assert [*state.left_out] == ["n2"]
+    assert caplog.text.count("node n2 is left out of every map") == 1
+    assert re.search(words, state.left_out["n2"])
+    state.apply(Change(2, {"n2": node(2, "agents")}), NOW)
+    mended = state.netmap("n3")
+    assert mended is not None
+    assert mended.peers.keys() == {"n1", "n2"}
+    assert not state.left_out
+
+
+def test_two_nodes_that_swap_addresses_in_one_change_both_keep_working() -> None:
+    state = small()
+    one, other = node(1, "agents"), node(2, "agents")
+    swap = {"n1": replace(one, addresses=other.addresses), "n2": replace(other, addresses=one.addresses)}
+    affected = state.apply(Change(2, swap), NOW)
+    netmap = state.netmap("n3")
+    assert netmap is not None
+    assert netmap.peers["n1"].addresses == other.addresses
+    assert netmap.peers["n2"].addresses == one.addresses
+    assert not state.left_out
+    assert {"n3", "n4"} <= affected.keys()
+
+
+def test_what_another_node_held_is_free_when_it_leaves() -> None:
+    state = small()
+    state.apply(Change(2, {"n8": node(8, "agents", addresses=node(1).addresses)}), NOW)
+    assert [*state.left_out] == ["n8"]
+    affected = state.apply(Change(3, {"n1": None}), NOW)
+    netmap = state.netmap("n3")
+    assert netmap is not None
+    assert netmap.peers.keys() == {"n2", "n8"}
+    assert {"n3", "n4", "n8"} <= affected.keys()
+
+
+def test_a_policy_that_cannot_be_read_allows_nothing() -> None:
+    state = MeshState(fleet([node(1, "agents"), node(3, "tools")], "grants: nonsense"), NOW)
+    netmap = state.netmap("n1")
+    assert netmap is not None
+    assert netmap.rules == {}
+
+
+def test_an_expired_grant_leaves_the_maps_with_its_peers() -> None:
+    text = "grants: [{from: h1, to: h2, ip: icmp, expires: 2027-01-15T08:00:10Z}, {from: h1, to: h3, ip: icmp}]"
+    state = MeshState(fleet([node(1), node(2), node(3)], text), NOW)
+    before = state.netmap("n1")
+    assert before is not None
+    assert before.peers.keys() == {"n2", "n3"}
+    assert state.next_expiry == NOW + 10
+    assert state.expire(NOW + 9) == {}
+    affected = state.expire(NOW + 10)
+    assert affected.keys() == {"n1", "n2"}
+    after = state.netmap("n1")
+    delta = state.delta("n1", affected["n1"], 1)
+    assert after is not None
+    assert delta is not None
+    assert after.peers.keys() == {"n3"}
+    assert fold(before, delta) == after
+    assert state.next_expiry is None
+
+
+def test_the_mesh_of_a_map_is_that_of_the_fleet() -> None:
+    netmap = small().netmap("n1")
+    assert netmap is not None
+    assert netmap.mesh == MESH
+    assert small().netmap("nobody") is None
