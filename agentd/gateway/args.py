@@ -6,9 +6,8 @@ are two moments: who can write below the directory can swap a link between them;
 """
 
 import errno
-import os
-import stat
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from controller.wire.file_paths import PathError, segments
@@ -63,8 +62,8 @@ def resolve(path: str) -> str:
 
 def _link_target(path: str) -> str | None:
     try:
-        return os.readlink(path) if stat.S_ISLNK(os.lstat(path).st_mode) else None
+        return str(Path(path).readlink())
     except OSError as error:
-        if error.errno == errno.ENOENT:
+        if error.errno in (errno.EINVAL, errno.ENOENT):  # no link; not there yet
             return None
         raise PathError(f"{path!r} cannot be checked for symbolic links: {error.strerror}") from error

@@ -44,7 +44,7 @@ def check_glob(value: str) -> str:
 
 
 def check_uri_glob(value: str) -> str:
-    """Accept a URI pattern: `*` stands for any characters but `/`, `**` for any characters."""
+    """Accept a URI pattern: `*` stands for any characters but `/`, `**` for any characters; `*` alone for every URI."""
     return _check_length(value, "a URI pattern")
 
 

@@ -1,0 +1,247 @@
+"""May this caller make this call? The policy message, compiled once into tables that answer in microseconds.
+
+Knows no sockets and reads no clock but the one it is given. What grants mean is `controller.wire.calls`; a test holds
+the two to the same answers.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from controller.wire.arguments import ArgumentCheck, ToolChecks, compile_tool_rules
+from controller.wire.base import Address
+from controller.wire.calls import Refusal, Use, fold_name, needed, uri_test, uses
+from controller.wire.matching import TextTest, compile_globs
+from controller.wire.mcp import GatewayPolicy, McpGrant, Rate, Service
+
+from .args import follow_links
+from .filters import filter_list
+from .limits import Limiter
+from .types import Allow, Call, Caller, Code, Decision, Deny
+
+__all__ = ["INVALID_PARAMS", "CompiledPolicy"]
+
+INVALID_PARAMS: Final = -32602  # JSON-RPC 2.0 section 5.1: the call is malformed, not denied
+_MOST_NAMES: Final = 1024  # remembered for one caller and service; callers choose the names
+_LONGEST_NAME: Final = 256
+_MOST_ACCESSES: Final = 65_536
+_SHOWN: Final = 128  # characters of a caller's text in an answer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grant:
+    """One grant towards one service, ready to be asked."""
+
+    id: str
+    expires: float
+    members: tuple[frozenset[Address], ...]
+    names: Mapping[str, TextTest]  # by the kind of a Use
+    checks: ToolChecks
+    rates: tuple[tuple[TextTest, Rate], ...]
+    allow: Allow
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """How a grant lets one thing be used: under which check of the arguments and which rates."""
+
+    grant: _Grant
+    check: ArgumentCheck | None
+    rates: tuple[tuple[int, Rate], ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Access:
+    """What one address may do on one service. `ways` is memory of what was asked, bounded."""
+
+    grants: tuple[_Grant, ...]
+    ways: dict[Use, tuple[_Way, ...]] = field(default_factory=dict)
+
+    def ways_for(self, use: Use) -> tuple[_Way, ...]:
+        found = self.ways.get(use)
+        if found is None:
+            found = tuple(_way(grant, use) for grant in self.grants if grant.names[use.kind](use.name))
+            if found and len(use.name) <= _LONGEST_NAME:
+                if len(self.ways) >= _MOST_NAMES:
+                    self.ways.clear()
+                self.ways[use] = found
+        return found
+
+
+class CompiledPolicy:
+    """The gateway's policy in force. `limiter` outlives it, so that a new policy refills nobody's budget."""
+
+    def __init__(self, policy: GatewayPolicy, limiter: Limiter, clock: Callable[[], float] = time.time) -> None:
+        self.revision = policy.revision
+        self.services: Mapping[str, Service] = policy.services
+        self._limiter = limiter
+        self._clock = clock
+        self._grants = _compile(policy)
+        self._accesses: dict[tuple[Address, str], _Access] = {}
+
+    def decide(self, caller: Caller, call: Call, now: float) -> Decision:
+        """Decide once a call, counting it against its limits. `now` is in seconds since the epoch."""
+        service = self.services.get(call.service)
+        key = (caller.node_id, call.service)
+        if service is not None and (wait := self._limiter.cooling(key, now)):
+            return self._too_many(caller, call, wait)
+        found = self._judge(caller, call, now)
+        if isinstance(found, Refusal):
+            return _denied(caller, call, found)
+        assert service is not None  # what is allowed is allowed on a service
+        paid = self._spend(caller, call, service, found, now)
+        if isinstance(paid, _Way):
+            return paid.grant.allow
+        self._limiter.cool(key, service.limits.cool_down, now)
+        return self._too_many(caller, call, max(paid, service.limits.cool_down), breach=True)
+
+    def holds(self, caller: Caller, call: Call, now: float) -> bool:
+        """Is a call that was allowed still allowed? Counts nothing."""
+        return not isinstance(self._judge(caller, call, now), Refusal)
+
+    def filter(self, caller: Caller, service: str, method: str, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """The result of a list method as this caller may see it; None: as it is. Raises UpstreamError for no list."""
+        access, now = self._access(caller.address, service), self._clock()
+        return filter_list(method, result, lambda use: any(now < way.grant.expires for way in access.ways_for(use)))
+
+    def _access(self, address: Address, service: str) -> _Access:
+        access = self._accesses.get((address, service))
+        if access is None:
+            grants = tuple(
+                grant for grant in self._grants.get(service, ()) if any(address in members for members in grant.members)
+            )
+            access = _Access(grants)
+            if grants:
+                if len(self._accesses) >= _MOST_ACCESSES:
+                    self._accesses.clear()
+                self._accesses[address, service] = access
+        return access
+
+    def _judge(self, caller: Caller, call: Call, now: float) -> Sequence[_Way] | Refusal:
+        """The ways that allow the call. For a single use any of them is enough; for several, the first of each."""
+        access = self._access(caller.address, call.service)
+        opening = next((grant for grant in access.grants if now < grant.expires), None)
+        if opening is None:
+            return Refusal("service", f"no grant lets you use service {call.service!r}")
+        if call.era == "http":
+            return (_Way(opening, None, ()),)
+        return _judge_uses(access, opening, call, now)
+
+    def _spend(self, caller: Caller, call: Call, service: Service, ways: Sequence[_Way], now: float) -> _Way | float:
+        """Take what the call costs. The way that had it, or the seconds until one will."""
+        shared = service.limits.calls
+        if shared is not None and call.request_id is not None:
+            wait = self._limiter.take((caller.node_id, call.service), shared, now)
+            if wait:
+                return wait
+        waits: list[float] = []
+        for way in ways:
+            if not way.rates:
+                return way
+            wait = max(
+                self._limiter.take((caller.node_id, way.grant.id, index), rate, now) for index, rate in way.rates
+            )
+            if wait == 0.0:
+                return way
+            waits.append(wait)
+        return min(waits)
+
+    def _too_many(self, caller: Caller, call: Call, wait: float, *, breach: bool = False) -> Deny:
+        return Deny(
+            Code.TOO_MANY_CALLS,
+            f"{caller.name} called service {call.service!r} too often: wait {wait:.1f} s, then call less often",
+            close_streams=breach,
+        )
+
+
+def _judge_uses(access: _Access, opening: _Grant, call: Call, now: float) -> Sequence[_Way] | Refusal:
+    wanted = uses(call.method, call.params)
+    if isinstance(wanted, Refusal):
+        return wanted
+    if not wanted:
+        return (_Way(opening, None, ()),)
+    if len(wanted) == 1:
+        return _judge_use(access, wanted[0], call.params, now)
+    ways: list[_Way] = []
+    for use in wanted:
+        found = _judge_use(access, use, call.params, now)
+        if isinstance(found, Refusal):
+            return found
+        ways.append(found[0])
+    return ways
+
+
+def _judge_use(access: _Access, use: Use, params: Mapping[str, Any], now: float) -> Sequence[_Way] | Refusal:
+    ways = [way for way in access.ways_for(use) if now < way.grant.expires]
+    if not ways:
+        return Refusal(use.kind, f"no grant lets you use {use.kind} {use.name[:_SHOWN]!r}", use)
+    if use.kind != "tool":
+        return ways
+    arguments = params.get("arguments")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        return Refusal("malformed", "params.arguments must be an object")
+    first: str | None = None
+    passing: list[_Way] = []
+    for way in ways:
+        wrong = None if way.check is None else way.check(arguments)
+        if wrong is None:
+            passing.append(way)
+            if not way.rates:
+                break  # nothing after it could matter
+        elif first is None:
+            first = wrong
+    return passing or Refusal("argument", f"tool {use.name[:_SHOWN]!r}: {first}", use)
+
+
+def _denied(caller: Caller, call: Call, refusal: Refusal) -> Deny:
+    code = {"malformed": INVALID_PARAMS, "argument": Code.ARGUMENT_DENIED}.get(refusal.kind, Code.DENIED)
+    need = needed(call.service, refusal) or None
+    remedy = f"; an admin could add {need} for {caller.name}" if need else ""
+    return Deny(code, f"{refusal.message}{remedy}", need)
+
+
+def _way(grant: _Grant, use: Use) -> _Way:
+    if use.kind != "tool":
+        return _Way(grant, None, ())
+    rates = tuple((index, rate) for index, (names, rate) in enumerate(grant.rates) if names(use.name))
+    return _Way(grant, grant.checks(use.name), rates)
+
+
+def _compile(policy: GatewayPolicy) -> dict[str, tuple[_Grant, ...]]:
+    """By service. A grant to many services is compiled once, or twice when some of them share this host's files."""
+    compiled: dict[tuple[str, bool], _Grant] = {}
+    by_service: dict[str, list[_Grant]] = {name: [] for name in policy.services}
+    for _, grant in sorted(policy.grants.items()):
+        for service in (policy.services[name] for name in dict.fromkeys(grant.services) if name in policy.services):
+            key = (grant.id, service.local_files)
+            if key not in compiled:
+                compiled[key] = _compile_grant(policy, grant, service.local_files)
+            by_service[service.name].append(compiled[key])
+    return {name: tuple(grants) for name, grants in by_service.items()}
+
+
+def _compile_grant(policy: GatewayPolicy, grant: McpGrant, local_files: bool) -> _Grant:
+    named = compile_globs(grant.tools)
+    tools = _but(named, compile_globs(map(fold_name, grant.deny_tools), fold=True)) if grant.deny_tools else named
+    return _Grant(
+        id=grant.id,
+        expires=math.inf if grant.expires is None else grant.expires,
+        members=tuple(policy.sets[name].addresses for name in grant.peers if name in policy.sets),
+        names={
+            "tool": tools,
+            "prompt": compile_globs(grant.prompts),
+            "resource": uri_test(grant.resources),
+            "method": compile_globs(grant.methods),
+        },
+        checks=compile_tool_rules(grant.args, follow_links if local_files else None),
+        rates=tuple((compile_globs(limit.tools), limit.rate) for limit in grant.limits),
+        allow=Allow(grant.id),
+    )
+
+
+def _but(named: TextTest, denied: TextTest) -> TextTest:
+    return lambda name: named(name) and not denied(fold_name(name))
