@@ -301,7 +301,7 @@ class Control:
         ca, certificate, key = (self._state.read(name) for name in (CA, CERTIFICATE, IDENTITY_KEY))
         if ca is None or certificate is None or key is None:
             raise StateError(f"{self._state.path} has lost its identity: run `agentd leave --force` and join again")
-        context = trusting(ca.decode() if self._node.trust == "pinned" else None)
+        context = trusting(None if self._node.trust == "system" else ca.decode())
         return with_client_certificate(context, certificate, key)
 
     def _renewal_due(self) -> datetime:

@@ -88,7 +88,7 @@ def join(state: StateDir, config: Config, text: str, facts: HostFacts, *, say: C
             )
             ca, answer = _enrol(target, request, say)
             try:
-                return _settle(state, target, answer, facts.networks)
+                return _settle(state, target, ca, answer, facts.networks)
             except AgentError as error:
                 undone = _undo(target, ca, answer, keys)
                 raise AgentError(f"{error} ({undone})") from error
@@ -139,12 +139,14 @@ def _trust_root(target: JoinString) -> tuple[str | None, datetime | None]:
     return (None, None) if target.ca == "system" else fetch_ca(target.url, target.ca)
 
 
-def _settle(state: StateDir, target: JoinString, answer: EnrolResponse, networks: Iterable[HostNetwork]) -> Joined:
+def _settle(
+    state: StateDir, target: JoinString, ca: str | None, answer: EnrolResponse, networks: Iterable[HostNetwork]
+) -> Joined:
     if clash := overlap(answer.mesh, networks):
         raise clash
     node = NodeFile(
         url=target.url,
-        trust="system" if target.ca == "system" else "pinned",
+        trust="system" if ca is None else "mesh" if ca.strip() == answer.ca.strip() else "pinned",
         ca=target.ca,
         node_id=answer.node_id,
         name=answer.name,
@@ -152,7 +154,7 @@ def _settle(state: StateDir, target: JoinString, answer: EnrolResponse, networks
         addresses=answer.addresses,
     )
     try:
-        state.write(CA, answer.ca.encode())
+        state.write(CA, (ca or answer.ca).encode())
         state.write(CERTIFICATE, answer.certificate.encode())
         state.write(NODE, node.model_dump_json(indent=2).encode() + b"\n")
     except StateError:

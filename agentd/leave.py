@@ -56,7 +56,7 @@ def tell_controller(state: StateDir, node: NodeFile) -> None:
     ca, certificate, key = (state.read(name) for name in (CA, CERTIFICATE, IDENTITY_KEY))
     if ca is None or certificate is None or key is None:
         raise StateError(f"{state.path} has lost the node's identity")
-    context = with_client_certificate(trusting(ca.decode() if node.trust == "pinned" else None), certificate, key)
+    context = with_client_certificate(trusting(None if node.trust == "system" else ca.decode()), certificate, key)
     with Controller(node.url, context) as controller:
         try:
             controller.delete("/api/v1/nodes/self")

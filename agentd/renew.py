@@ -37,7 +37,7 @@ def renew(state: StateDir, node: NodeFile) -> x509.Certificate:
             f"{state.path} has lost its identity: run `agentd leave --force` and join again", final=True
         )
     request = RenewRequest(certificate=old.decode(), csr=identity.request(node.node_id))
-    context = trusting(ca.decode() if node.trust == "pinned" else None)
+    context = trusting(None if node.trust == "system" else ca.decode())
     with Controller(node.url, context) as controller:
         answer = controller.post("/api/v1/renew", request, RenewResponse)
     try:
@@ -48,7 +48,8 @@ def renew(state: StateDir, node: NodeFile) -> x509.Certificate:
         ) from error
     if not identity.certifies(certificate):
         raise ControllerError(f"the controller at {node.url} answered with a certificate for another key", final=True)
-    # The CA first: with the old certificate it still works, the other way round might not.
-    state.write(CA, answer.ca.encode())
+    if node.trust == "mesh":
+        # The CA first: the old certificate still works with it, the other way round might not.
+        state.write(CA, answer.ca.encode())
     state.write(CERTIFICATE, answer.certificate.encode())
     return certificate

@@ -38,12 +38,13 @@ _FILES: Final = (NODE, NETMAP, CERTIFICATE, CA, WIREGUARD_KEY, IDENTITY_KEY, _RE
 class NodeFile(Message):
     """Which mesh this host is in, and as what.
 
-    `trust` says against what the controller's TLS certificate is checked: the pinned `ca.pem` or the host's own store.
+    `trust` says against what the controller's TLS certificate is checked: `ca.pem`, which is the mesh's own CA (and
+    follows it when that is replaced) or was pinned by the join string (and stays), or the host's own trust store.
     """
 
     format: Literal[1] = 1
     url: str
-    trust: Literal["pinned", "system"]
+    trust: Literal["mesh", "pinned", "system"]
     ca: str  # SHA-256 of the CA that the join string named, or "system"
     node_id: NodeId
     name: NodeName

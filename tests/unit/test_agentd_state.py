@@ -13,7 +13,7 @@ from controller.wire.netmap import Mesh
 
 NODE_FILE = NodeFile(
     url="https://controller.example:8443",
-    trust="pinned",
+    trust="mesh",
     ca="0" * 64,
     node_id="n1",
     name="db-1",
