@@ -1,0 +1,297 @@
+"""The client's side: one connection to an upstream, and the answer that arrives on it.
+
+Knows framing; which connection to use and when to try again is the pool's.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, cast
+
+import httptools
+
+from ..types import UpstreamError
+
+__all__ = ["Response", "UpstreamConnection"]
+
+_HEADER_BYTES: Final = 64 * 1024
+_HELD: Final = 256 * 1024  # bytes of an answer that wait to be read before the upstream is held back
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class Response:
+    """An upstream's answer (`UpstreamResponse`)."""
+
+    __slots__ = ("_chunks", "_connection", "_error", "_held", "_waiter", "complete", "headers", "status")
+
+    def __init__(self, connection: "UpstreamConnection") -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.complete = False  # everything has arrived, though it may not have been read
+        self._connection: UpstreamConnection | None = connection
+        self._chunks: deque[bytes] = deque()
+        self._held = 0
+        self._error: UpstreamError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end. Raises UpstreamError."""
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self.complete:
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if len(self._chunks) == 1:
+            data = self._chunks.popleft()
+        else:
+            data = b"".join(self._chunks)
+            self._chunks.clear()
+        self._held = 0
+        if self._connection is not None:
+            self._connection.let_come()
+        return data
+
+    def close(self) -> None:
+        """Cancel what has not arrived."""
+        connection, self._connection = self._connection, None
+        if connection is not None and not self.complete:
+            connection.abort()
+            self.fail(UpstreamError("the answer was not wanted any more", reached=True))
+
+    def arrived(self, data: bytes) -> None:
+        self._chunks.append(data)
+        self._held += len(data)
+        if self._held > _HELD and self._connection is not None:
+            self._connection.hold_back()
+        self._wake()
+
+    def ended(self) -> None:
+        self.complete = True
+        self._connection = None
+        self._wake()
+
+    def fail(self, error: UpstreamError) -> None:
+        if not self.complete and self._error is None:
+            self._error = error
+            self._connection = None
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection, one request at a time. `released` is called when it may take the next one."""
+
+    __slots__ = (
+        "_drained",
+        "_head",
+        "_header_bytes",
+        "_interim",
+        "_is_head",
+        "_keep",
+        "_loop",
+        "_parser",
+        "_paused",
+        "_pump",
+        "_released",
+        "_response",
+        "_until_close",
+        "closed",
+        "idle_since",
+        "transport",
+        "used",
+    )
+
+    def __init__(self, released: Callable[["UpstreamConnection", bool], None]) -> None:
+        self._released = released
+        self._loop = asyncio.get_running_loop()
+        self._parser: Any = None
+        self._response: Response | None = None
+        self._head: asyncio.Future[Response] | None = None
+        self._header_bytes = 0
+        self._interim = False
+        self._is_head = False
+        self._keep = False
+        self._until_close = False
+        self._paused = False
+        self._drained: asyncio.Future[None] | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self.transport: asyncio.Transport
+        self.closed = False
+        self.used = 0
+        self.idle_since = 0.0
+
+    async def ask(
+        self,
+        head: bytes,
+        body: bytes,
+        *,
+        is_head: bool = False,
+        content: AsyncIterator[bytes] | None = None,
+        chunked: bool = False,
+    ) -> Response:
+        """Send one request; returns when the answer's head is there. Raises UpstreamError; cancelling it cancels."""
+        if self.closed:
+            raise UpstreamError("the upstream closed the connection", reached=False)
+        self.used += 1
+        self._parser = httptools.HttpResponseParser(self)
+        self._response = Response(self)
+        self._head = self._loop.create_future()
+        self._header_bytes = 0
+        self._is_head = is_head
+        self._until_close = False
+        self.transport.write(head + body)
+        if content is not None:
+            self._pump = self._loop.create_task(self._send(content, chunked=chunked))
+        try:
+            return await self._head
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+
+    async def _send(self, content: AsyncIterator[bytes], *, chunked: bool) -> None:
+        """Send a streamed body. What ends it early breaks the connection: half a body must not look whole."""
+        try:
+            async for data in content:
+                self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+                if self._drained is not None:
+                    await asyncio.shield(self._drained)
+            if chunked:
+                self.transport.write(_LAST_CHUNK)
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the caller's body ended with is told to whoever reads on
+            self._fail(UpstreamError(f"the request's body ended early: {error}", reached=True))
+            self.abort()
+        else:
+            self._pump = None
+            if self._response is None:  # answered before it was sent
+                self._released(self, True)
+
+    # --- events of the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+
+    def data_received(self, data: bytes) -> None:
+        if self._response is None:
+            self.abort()  # nobody asked: whatever it is, it must not answer the next request
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(UpstreamError("the upstream switched protocols unasked", reached=True))
+            self.abort()
+        except httptools.HttpParserError as error:
+            self._fail(UpstreamError(f"the upstream's answer is not HTTP/1.1: {error}", reached=True))
+            self.abort()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.resume_writing()
+        if self._until_close and exc is None and self._response is not None:
+            self._end()
+        self._fail(UpstreamError("the upstream closed the connection before its answer was whole", reached=True))
+        if self._pump is not None:
+            self._pump.cancel()
+        self._released(self, False)
+
+    def pause_writing(self) -> None:
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    # --- events of the parser
+
+    def on_message_begin(self) -> None:
+        if self._response is None:
+            raise ValueError("an answer that nobody asked for")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._response is None or self._head is None or self._head.done():
+            return  # a trailer
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > _HEADER_BYTES:
+            raise ValueError(f"its headers are larger than {_HEADER_BYTES} bytes")
+        self._response.headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        response = self._response
+        if response is None or self._head is None:
+            return
+        status = self._parser.get_status_code()
+        self._interim = 100 <= status < 200
+        if self._interim:
+            response.headers.clear()
+            return
+        names = {name for name, _ in response.headers}
+        framed = not names.isdisjoint({b"content-length", b"transfer-encoding"})
+        self._until_close = not framed and not self._is_head and status not in {204, 304}
+        self._keep = self._parser.should_keep_alive() and not self._until_close
+        response.status = status
+        if not self._head.done():
+            self._head.set_result(response)
+        if self._is_head:
+            self._end()  # llhttp does not know that the request was HEAD, and would wait for a body
+
+    def on_body(self, body: bytes) -> None:
+        if self._response is not None:
+            self._response.arrived(body)
+
+    def on_message_complete(self) -> None:
+        if not self._interim:
+            self._end()
+
+    def _end(self) -> None:
+        response, self._response = self._response, None
+        if response is None:
+            return
+        response.ended()
+        self.let_come()
+        if not self._keep:
+            self.transport.close()
+        elif self._pump is None:
+            self._loop.call_soon(self._released, self, True)  # after what else came in the same segment was seen
+
+    def _fail(self, error: UpstreamError) -> None:
+        response, self._response = self._response, None
+        if response is not None:
+            response.fail(error)
+        if self._head is not None and not self._head.done():
+            self._head.set_exception(error)
+
+    # --- what the response and the pool ask for
+
+    def hold_back(self) -> None:
+        """Let the upstream wait."""
+        if not self._paused and not self.closed:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def let_come(self) -> None:
+        """Stop letting it wait."""
+        if self._paused and not self.closed:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """End it now."""
+        self.closed = True
+        if self._pump is not None and not self._pump.done():
+            self._pump.cancel()
+        self.transport.abort()
