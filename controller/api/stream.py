@@ -1,0 +1,201 @@
+"""The agents' WebSocket: who may open it, frames in, frames out. What they mean is the hub's business.
+
+    connect -> (no certificate, TLS below 1.3, other subprotocol: an HTTP error)
+            -> Hello within HELLO_WITHIN -> Report is recorded -> map, then deltas; Report and Applied in any order
+            -> Bye and close, by whoever ends it: the hub, or a frame that cannot be read
+
+Liveness is the server's WebSocket ping; a stream that does not answer is closed by it.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.responses import Response
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from controller.api.errors import problem_response
+from controller.context import Context, context
+from controller.identity import peer_certificate
+from controller.mesh import RefusedError
+from controller.mesh.connection import Connection
+from controller.problems import Kind, Refused
+from controller.store.engine import StoreError
+from controller.wire.netmap import NodeId
+from controller.wire.stream import (
+    PROTOCOL,
+    AgentFrame,
+    Applied,
+    Bye,
+    ControllerFrame,
+    Hello,
+    HostReport,
+    Report,
+    agent_frame,
+)
+
+__all__ = ["router"]
+
+_log = logging.getLogger(__name__)
+router = APIRouter()
+
+HELLO_WITHIN: Final = 10.0  # seconds
+MAX_FRAME: Final = 64 * 1024  # characters; a report with a hundred endpoints has 5,000
+_FAREWELL: Final = 5.0  # seconds for an agent to take its Bye
+_CODES: Final = {"protocol": 1002, "shutdown": 1012}  # RFC 6455 section 7.4.1 and IANA's registry; else 1000
+
+
+class _BadFrameError(Exception):
+    """The agent broke the protocol; the message is for the person who reads its log."""
+
+
+@router.websocket("/stream")
+async def stream(websocket: WebSocket) -> None:
+    """One agent, from its handshake to its Bye."""
+    node_id = peer_certificate.node_id(websocket.scope)
+    refusal = _refusal(websocket, node_id)
+    if refusal is not None or node_id is None:
+        await websocket.send_denial_response(refusal or Response(status_code=401))
+        return
+    await websocket.accept(subprotocol=PROTOCOL)
+    session = _Session(websocket, context(websocket), node_id)
+    try:
+        await session.run()
+    except WebSocketDisconnect as error:
+        _log.debug("node %s went away during the handshake (%s)", node_id, error.code)
+
+
+def _refusal(websocket: WebSocket, node_id: NodeId | None) -> Response | None:
+    if node_id is None:
+        return problem_response(
+            Kind.CERTIFICATE_REQUIRED, "the stream is for agents: connect with the certificate that enrolment gave"
+        )
+    # None: a trusted proxy ended the TLS and vouches for the certificate.
+    if peer_certificate.tls_version(websocket.scope) not in (peer_certificate.TLS13, None):
+        return problem_response(Kind.BAD_REQUEST, "the stream requires TLS 1.3")
+    if PROTOCOL not in websocket.scope["subprotocols"]:
+        return problem_response(
+            Kind.BAD_REQUEST, f"this controller speaks the subprotocol {PROTOCOL}: use an agentd that offers it"
+        )
+    return None
+
+
+class _Session:
+    """One accepted stream."""
+
+    def __init__(self, websocket: WebSocket, ctx: Context, node_id: NodeId) -> None:
+        self._websocket = websocket
+        self._context = ctx
+        self._hub = ctx.hub
+        self._node_id = node_id
+
+    async def run(self) -> None:
+        """Greet, talk until either side ends it, close. Raises WebSocketDisconnect when the agent leaves early."""
+        try:
+            hello = await self._hello()
+            self._hub.admit(self._node_id)
+            bye = await self._record(hello.report)
+            if bye is None:
+                with self._hub.connected(self._node_id, hello) as connection:
+                    _log.info("node %s connected, agentd %s", self._node_id, hello.report.agent_version)
+                    bye = await self._talk(connection)
+                _log.info("node %s disconnected%s", self._node_id, f": {bye.reason}" if bye is not None else "")
+                if bye is not None:
+                    await self._websocket.close(_CODES.get(bye.reason, 1000), bye.reason)
+                return
+        except RefusedError as error:
+            bye = error.bye
+        except _BadFrameError as error:
+            bye = _protocol(error)
+        _log.warning("node %s may not stream: %s", self._node_id, bye.detail)
+        await self._send(bye)
+        await self._websocket.close(_CODES.get(bye.reason, 1000), bye.reason)
+
+    async def _hello(self) -> Hello:
+        try:
+            async with asyncio.timeout(HELLO_WITHIN):
+                frame = await self._receive()
+        except TimeoutError as error:
+            raise _BadFrameError(f"no hello within {HELLO_WITHIN:g} s") from error
+        if not isinstance(frame, Hello):
+            raise _BadFrameError(f"the first frame must be hello, not {frame.type}")
+        return frame
+
+    async def _talk(self, connection: Connection) -> Bye | None:
+        """Both directions at once. Answers with the Bye that was sent, None when the agent left without one."""
+        sender = asyncio.create_task(connection.run(self._send))
+        reader = asyncio.create_task(self._read(connection))
+        try:
+            await asyncio.wait({sender, reader}, return_when=asyncio.FIRST_COMPLETED)
+            if not sender.done():
+                bye = reader.result()
+                if bye is None:
+                    return None
+                connection.dismiss(bye)
+                await asyncio.wait({sender}, timeout=_FAREWELL)
+            return sender.result() if sender.done() else None
+        except WebSocketDisconnect:
+            return None
+        finally:
+            sender.cancel()
+            reader.cancel()
+            await asyncio.gather(sender, reader, return_exceptions=True)
+
+    async def _read(self, connection: Connection) -> Bye | None:
+        """Take the agent's frames until it leaves (None) or must be sent away."""
+        while True:
+            try:
+                frame = await self._receive()
+            except WebSocketDisconnect:
+                return None
+            except _BadFrameError as error:
+                return _protocol(error)
+            if isinstance(frame, Applied):
+                self._hub.applied(connection, frame)
+            elif isinstance(frame, Report):
+                bye = await self._record(frame.report)
+                if bye is not None:
+                    return bye
+                self._hub.reported(self._node_id, frame.report)
+            else:
+                return _protocol(_BadFrameError("hello comes once, at the beginning"))
+
+    async def _record(self, report: HostReport) -> Bye | None:
+        """Keep what the host says of itself; the Bye when it cannot be kept."""
+        client = self._websocket.client
+        # Unspecified: connected in a way that has no address, such as a Unix socket behind a proxy.
+        address = client.host if client is not None else "::"
+        try:
+            await self._context.nodes.report(self._node_id, report, address)
+        except Refused as error:
+            reason: Final = "removed" if error.kind is Kind.NODE_REMOVED else "protocol"
+            return Bye(reason=reason, detail=error.detail, retry=reason != "removed")
+        except StoreError as error:
+            _log.error("the report of node %s could not be stored: %s", self._node_id, error)
+            return Bye(reason="shutdown", detail="the controller's database does not answer: come back in a while")
+        return None
+
+    async def _receive(self) -> AgentFrame:
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message["code"], message.get("reason"))
+        text = message.get("text")
+        if text is None:
+            raise _BadFrameError("frames are JSON text, not binary")
+        if len(text) > MAX_FRAME:
+            raise _BadFrameError(f"a frame of {len(text)} characters is longer than {MAX_FRAME}")
+        try:
+            return agent_frame.validate_json(text)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(str(part) for part in fault["loc"]) or "frame"
+            raise _BadFrameError(f"the frame cannot be read: {where}: {fault['msg']}") from error
+
+    async def _send(self, frame: ControllerFrame) -> None:
+        await self._websocket.send_text(frame.model_dump_json())
+
+
+def _protocol(error: _BadFrameError) -> Bye:
+    return Bye(reason="protocol", detail=str(error))
