@@ -1,0 +1,225 @@
+"""Which protocol era a request speaks, and whether its headers and its body agree. Pure.
+
+| opens with                                            | era    | then                                                |
+| ----------------------------------------------------- | ------ | --------------------------------------------------- |
+| `MCP-Protocol-Version` of a modern or unknown version | modern | `_meta` complete, headers equal body, version known |
+| `_meta` names a protocol version, header absent/older | modern | the same: refused as a mismatch                     |
+| anything else (`initialize`, a handshake's version)   | legacy | mirrored headers, where present, equal body         |
+
+The order of the modern checks is the specification's (revision 2026-07-28, basic/transports/streamable-http): what
+contradicts itself is told so before it is told that its version is unknown. Errors carry its codes and HTTP statuses.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from .jsonrpc import INVALID_REQUEST, Message
+from .types import ClientInfo, Era, Headers, RequestId, TraceContext
+
+__all__ = [
+    "HEADER_MISMATCH",
+    "INVALID_PARAMS",
+    "LEGACY_VERSIONS",
+    "METHOD_NOT_FOUND",
+    "MODERN_ERRORS",
+    "MODERN_VERSIONS",
+    "UNSUPPORTED_VERSION",
+    "Accepted",
+    "Refusal",
+    "classify",
+    "client_info",
+    "mirrored_name",
+    "trace_context",
+    "unsupported_version",
+]
+
+MODERN_VERSIONS: Final = ("2026-07-28",)
+LEGACY_VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")  # newest first
+_HANDSHAKE_VERSIONS: Final = frozenset({*LEGACY_VERSIONS, "2024-11-05"})
+
+METHOD_NOT_FOUND: Final = -32601
+INVALID_PARAMS: Final = -32602
+HEADER_MISMATCH: Final = -32020
+MISSING_CAPABILITY: Final = -32021
+UNSUPPORTED_VERSION: Final = -32022
+# An answer with one of these comes from a modern server (basic/versioning, compatibility matrix).
+MODERN_ERRORS: Final = frozenset({HEADER_MISMATCH, MISSING_CAPABILITY, UNSUPPORTED_VERSION})
+
+VERSION_KEY: Final = "io.modelcontextprotocol/protocolVersion"
+CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
+CLIENT_KEY: Final = "io.modelcontextprotocol/clientInfo"
+# Which parameter `Mcp-Name` mirrors.
+_NAMED: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+_ROUTING: Final = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
+_SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=", re.DOTALL)
+_SAFE: Final = re.compile(rb"[\x20-\x7e\t]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not a call: the HTTP status, and the JSON-RPC error of the body."""
+
+    status: int
+    code: int
+    message: str
+    id: RequestId | None = None
+    data: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The message speaks this era. `name` is what it names: a tool, a prompt or a resource's URI."""
+
+    era: Era
+    version: str
+    message: Message
+    name: str | None
+
+
+def classify(headers: Headers, message: Message) -> Accepted | Refusal:
+    """Find the era of a POST and hold its headers against its body."""
+    routing: dict[bytes, bytes] = {}
+    for key, value in headers:
+        if key in _ROUTING:
+            if key in routing:
+                return Refusal(400, HEADER_MISMATCH, f"{key.decode()} header appears more than once", message.id)
+            routing[key] = value
+    raw = routing.get(b"mcp-protocol-version")
+    header = raw.decode("latin-1") if raw is not None else None
+    meta = message.params.get("_meta")
+    claimed = meta.get(VERSION_KEY) if isinstance(meta, dict) else None
+    if claimed is None and (header is None or header in _HANDSHAKE_VERSIONS):
+        return _legacy(header, routing, message)
+    if message.kind == "response":
+        return Refusal(400, INVALID_REQUEST, "a client sends no responses in this revision of the protocol")
+    if message.kind == "notification":
+        return _modern_notification(header, claimed, routing, message)
+    return _modern(header, meta, routing, message)
+
+
+def _modern(header: str | None, meta: Any, routing: Mapping[bytes, bytes], message: Message) -> Accepted | Refusal:
+    incomplete = _incomplete(meta, message)
+    if incomplete is not None:
+        return incomplete
+    version = meta[VERSION_KEY]
+    if header is None or header != version:
+        return _mismatch("MCP-Protocol-Version", "the protocol version of params._meta", message)
+    if routing.get(b"mcp-method") != message.method.encode():
+        return _mismatch("Mcp-Method", "the body's method", message)
+    name = mirrored_name(message)
+    if isinstance(name, Refusal):
+        return name
+    if name is not None and _decoded(routing.get(b"mcp-name")) != name:
+        return _mismatch("Mcp-Name", f"the body's {_NAMED[message.method]!r} parameter", message)
+    if version not in MODERN_VERSIONS:
+        return unsupported_version(version, message.id)
+    return Accepted("modern", version, message, name)
+
+
+def _incomplete(meta: Any, message: Message) -> Refusal | None:
+    if not isinstance(meta, dict):
+        text = f"params._meta must be an object with {VERSION_KEY!r} and {CAPABILITIES_KEY!r}"
+        return Refusal(400, INVALID_PARAMS, text, message.id)
+    missing = [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]
+    if missing:
+        return Refusal(400, INVALID_PARAMS, f"params._meta lacks {', '.join(missing)}", message.id)
+    return None
+
+
+def _modern_notification(
+    header: str | None, claimed: Any, routing: Mapping[bytes, bytes], message: Message
+) -> Accepted | Refusal:
+    """The revision defines no headers for notifications; those that are there must not lie."""
+    if header is None or (claimed is not None and claimed != header):
+        return _mismatch("MCP-Protocol-Version", "the protocol version of params._meta", message)
+    if routing.get(b"mcp-method") not in {None, message.method.encode()}:
+        return _mismatch("Mcp-Method", "the body's method", message)
+    if header not in MODERN_VERSIONS:
+        return unsupported_version(header, None)
+    return Accepted("modern", header, message, None)
+
+
+def _legacy(header: str | None, routing: Mapping[bytes, bytes], message: Message) -> Accepted | Refusal:
+    if routing.get(b"mcp-method") not in {None, message.method.encode()}:
+        return _mismatch("Mcp-Method", "the body's method", message)
+    name = mirrored_name(message)
+    if isinstance(name, Refusal):
+        return replace(name, status=200)  # legacy servers answer every request that they could read with 200
+    if b"mcp-name" in routing and _decoded(routing[b"mcp-name"]) != name:
+        return _mismatch("Mcp-Name", "what the body names", message)
+    # revisions before 2025-06-18 had no such header (2025-11-25, basic/transports, protocol version header)
+    return Accepted("legacy", header or "2025-03-26", message, name)
+
+
+def mirrored_name(message: Message) -> str | Refusal | None:
+    """The tool, prompt or URI that the message names; None when its method names none."""
+    key = _NAMED.get(message.method)
+    if key is None or message.kind != "request":
+        return None
+    name = message.params.get(key)
+    if not isinstance(name, str):
+        return Refusal(400, INVALID_PARAMS, f"{message.method} must name what it is about in params.{key}", message.id)
+    return name
+
+
+def unsupported_version(requested: str, id: RequestId | None, supported: tuple[str, ...] = ()) -> Refusal:  # noqa: A002
+    """The error that names what is supported: by default every revision that the gateway passes on."""
+    return Refusal(
+        400,
+        UNSUPPORTED_VERSION,
+        "Unsupported protocol version",
+        id,
+        {"supported": list(supported or (*MODERN_VERSIONS, *LEGACY_VERSIONS)), "requested": requested},
+    )
+
+
+def client_info(message: Message) -> ClientInfo | None:
+    """What the client says of itself, in either era; unverified, and cut to a length that a log can bear."""
+    meta = message.params.get("_meta")
+    claimed = meta.get(CLIENT_KEY) if isinstance(meta, dict) else None
+    if claimed is None and message.method == "initialize":
+        claimed = message.params.get("clientInfo")
+    if not isinstance(claimed, dict):
+        return None
+    return ClientInfo(str(claimed.get("name", ""))[:128], str(claimed.get("version", ""))[:64])
+
+
+def trace_context(message: Message, headers: Headers) -> TraceContext | None:
+    """W3C trace context from `_meta`, else from the headers."""
+    meta = message.params.get("_meta")
+    if isinstance(meta, dict) and isinstance(meta.get("traceparent"), str):
+        return TraceContext(*(_text(meta.get(key)) for key in ("traceparent", "tracestate", "baggage")))
+    found = {key: value.decode("latin-1")[:512] for key, value in headers if key in _TRACE}
+    if b"traceparent" not in found:
+        return None
+    return TraceContext(found[b"traceparent"], found.get(b"tracestate"), found.get(b"baggage"))
+
+
+_TRACE: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
+
+
+def _text(value: Any) -> Any:
+    return value[:512] if isinstance(value, str) else None
+
+
+def _mismatch(header: str, what: str, message: Message) -> Refusal:
+    return Refusal(400, HEADER_MISMATCH, f"{header} header is missing or does not match {what}", message.id)
+
+
+def _decoded(value: bytes | None) -> str | None:
+    """A header's value, out of its base64 envelope; None when it is not one that a client may send."""
+    if value is None or not _SAFE.fullmatch(value):
+        return None
+    envelope = _SENTINEL.fullmatch(value)
+    if envelope is None:
+        return value.decode()
+    try:
+        decoded = base64.b64decode(envelope[1], validate=True)
+        # unused bits of the last character are ignored by some decoders: one spelling only
+        return decoded.decode() if base64.b64encode(decoded) == envelope[1] else None
+    except (binascii.Error, UnicodeDecodeError):
+        return None
