@@ -53,11 +53,11 @@ def login(
     """Save a controller and an admin token for the other commands.
 
     Without --ca or --ca-sha256, a CA that an earlier login pinned for the same URL stays pinned; otherwise this
-    machine's trust store decides; and if it does not know the certificate either, you are shown the CA's fingerprint
-    to compare with what the controller printed at its start.
+    machine's trust store decides; and if it does not know the certificate either, you are shown the fingerprint of the
+    controller's CA, to compare with that of ca.pem in its state directory.
     """
     url = session.check_url(url)
-    trusted = _trusted_ca(url, ca=ca, fingerprint=ca_sha256, yes=yes)
+    trusted = _trusted_ca(url, ca=ca, fingerprint=ca_sha256, yes=yes, quiet=json)
     token = read_text(token_file) if token_file else secret(f"Admin token for {url}: ")
     candidate = session.Session(url=url, token=session.check_token(token), ca=trusted)
     with candidate.open() as controller:
@@ -81,7 +81,7 @@ def logout(json: JsonFlag = False) -> None:
         note("Logged out; the token stays valid until it is revoked." if removed else "There was no saved login.")
 
 
-def _trusted_ca(url: str, *, ca: Path | None, fingerprint: str | None, yes: bool) -> PinnedCa | None:
+def _trusted_ca(url: str, *, ca: Path | None, fingerprint: str | None, yes: bool, quiet: bool) -> PinnedCa | None:
     """The CA to pin; None to use this machine's trust store."""
     if ca and fingerprint:
         raise InputError("--ca and --ca-sha256 say the same thing: give one of them")
@@ -101,10 +101,12 @@ def _trusted_ca(url: str, *, ca: Path | None, fingerprint: str | None, yes: bool
     if _system_trusts(url):
         return None
     served = fetch_ca(url)
-    note(
+    # With --json, standard error is for one problem at most; the result names the fingerprint.
+    show = (lambda _: None) if quiet and yes else note
+    show(
         f"The certificate of {url} is signed by a CA that this machine does not know.\n"
         f"  SHA-256 of the CA: {served.fingerprint}\n"
-        "The controller prints this fingerprint when it starts; compare them."
+        "Compare it, on the controller: openssl x509 -noout -fingerprint -sha256 -in STATE-DIR/ca.pem"
     )
     agree("Trust this CA for this controller from now on?", yes=yes, option="--yes, --ca or --ca-sha256")
     return served

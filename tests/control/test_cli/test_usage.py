@@ -1,0 +1,144 @@
+"""What a new user meets: help with examples, wrong arguments, no login, nobody there."""
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from .bench import BIN, Cli, free_port
+
+COMMANDS = [
+    "",
+    "login",
+    "logout",
+    "status",
+    "node",
+    "node list",
+    "node show",
+    "node rename",
+    "node tag",
+    "node approve",
+    "node disable",
+    "node enable",
+    "node delete",
+    "key",
+    "key create",
+    "key list",
+    "key show",
+    "key revoke",
+    "peer",
+    "peer add",
+    "peer list",
+    "peer config",
+    "peer delete",
+    "policy",
+    "policy show",
+    "policy check",
+    "policy apply",
+    "audit",
+    "audit list",
+    "token",
+    "token create",
+    "token list",
+    "token revoke",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_of_its_command(nobody: Cli, command: str) -> None:
+    done = nobody(*command.split(), "--help")
+    assert done.code == 0
+    examples = done.out.partition("Examples")[2]
+    assert f"wardmesh {command}".rstrip() in examples
+
+
+def test_the_list_of_commands_here_is_complete(nobody: Cli) -> None:
+    """A new command is not forgotten above: the groups' own lists are compared with it."""
+    for group in ("", "node", "key", "peer", "policy", "audit", "token"):
+        shown = nobody(*group.split(), "--help").out
+        panel = shown.partition("Commands")[2].partition("╰")[0]
+        named = set(re.findall(r"^│ ([a-z]+) ", panel, re.MULTILINE))
+        listed = {command.split()[-1] for command in COMMANDS if command and " ".join(command.split()[:-1]) == group}
+        assert named == listed
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("node",),
+        ("frobnicate",),
+        ("node", "show"),
+        ("node", "list", "--frobnicate"),
+        ("node", "list", "--state", "asleep"),
+        ("key", "create", "--uses", "0"),
+        ("key", "create", "--uses", "2", "--unlimited"),
+        ("key", "create", "--ttl", "soon"),
+        ("key", "create", "--tag", "web"),
+        ("peer", "add", "phone"),
+        ("peer", "add", "Phone", "--generate-key"),
+        ("peer", "add", "phone", "--public-key", "AAAA"),
+        ("node", "tag", "db1"),
+        ("node", "tag", "db1", "--set", "tag:a", "--add", "tag:b"),
+    ],
+)
+def test_wrong_usage_exits_2(nobody: Cli, arguments: tuple[str, ...]) -> None:
+    assert nobody(*arguments).code == 2
+
+
+def test_wrong_usage_names_the_help_that_explains_it(nobody: Cli) -> None:
+    assert "`wardmesh key create --help`" in nobody("key", "create", "--frobnicate").err
+
+
+def test_wrong_usage_with_json_is_a_problem(nobody: Cli) -> None:
+    done = nobody("key", "create", "--tag", "web", "--json")
+    assert done.code == 2
+    assert done.problem()["detail"] == "'web' is not a tag: write it as tag:NAME"
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c in {"status", "node list", "key create", "policy show"}])
+def test_without_a_login_the_remedy_is_named(nobody: Cli, command: str) -> None:
+    done = nobody(*command.split())
+    assert done.code == 1
+    assert "wardmesh login URL" in done.err
+    assert done.out == ""
+
+
+def test_nobody_there_names_the_url_and_the_remedy(nobody: Cli) -> None:
+    url = f"https://127.0.0.1:{free_port()}"
+    done = Cli(nobody.home, {"WARDMESH_URL": url, "WARDMESH_TOKEN": "wma_x"})("status")
+    assert done.code == 1
+    assert url in done.err
+    assert "wardmesh-controller serve" in done.err
+
+
+def test_a_host_name_that_does_not_exist_names_the_url(nobody: Cli) -> None:
+    done = Cli(nobody.home, {"WARDMESH_URL": "https://controller.invalid", "WARDMESH_TOKEN": "wma_x"})("node", "list")
+    assert done.code == 1
+    assert "https://controller.invalid" in done.err
+
+
+def test_version(nobody: Cli) -> None:
+    assert nobody("--version").out.startswith("wardmesh ")
+
+
+def test_a_reader_that_goes_away_is_no_traceback(cli: Cli) -> None:
+    for _ in range(3):
+        cli("token", "create", "--role", "read", "--ttl", "1h", "--note", "x" * 200)
+    done = subprocess.run(
+        ["bash", "-c", f"{BIN}/wardmesh audit list --json --limit 500 | true"],
+        capture_output=True,
+        text=True,
+        env=cli.environment(),
+        check=False,
+    )
+    assert done.stderr == ""
+
+
+def test_problems_of_both_sides_have_one_form(nobody: Cli, cli: Cli) -> None:
+    here = json.loads(nobody("node", "show", "a/b", "--json").err)
+    there = json.loads(cli("key", "show", "nosuchkey", "--json").err)
+    assert set(here) == set(there) >= {"type", "title", "status", "detail"}
+    assert there["status"] == 404
