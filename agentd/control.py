@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import Final
 
 from pydantic import ValidationError
@@ -22,6 +21,7 @@ from websockets.typing import Subprotocol
 
 from controller.wire.base import Message, Revision
 from controller.wire.netmap import FoldError, fold
+from controller.wire.rest import Problem
 from controller.wire.stream import (
     PROTOCOL,
     STREAM_PATH,
@@ -62,10 +62,8 @@ _BYE: Final = {
     "shutdown": Event.SHUTDOWN,
     "protocol": Event.REFUSED,
 }
-_PROBLEMS: Final = {
-    "urn:wardmesh:problem:node-removed": Event.REMOVED,
-    "urn:wardmesh:problem:node-disabled": Event.DISABLED,
-}
+_NODE_REMOVED: Final = "urn:wardmesh:problem:node-removed"
+_CERTIFICATE_REQUIRED: Final = "urn:wardmesh:problem:certificate-required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +156,16 @@ class Control:
         return Event.RENEWAL_DUE if overdue and allowed else Event.PAUSE_OVER
 
     async def _renew(self) -> Event:
+        # One attempt, good or bad, is enough for a while: the stream's own attempts follow, and they have their pauses.
+        self._renewal_not_before = asyncio.get_running_loop().time() + _RENEWAL_RETRY
         try:
             certificate = await asyncio.to_thread(renew, self._state, self._node)
         except (ControllerError, StateError) as error:
-            # The stream's own attempt follows at once, and waits for longer each time; this one repeats less often.
-            self._renewal_not_before = asyncio.get_running_loop().time() + _RENEWAL_RETRY
-            if isinstance(error, ControllerError):
-                if not error.final:
-                    self._renewal_not_before = 0.0
-                if _PROBLEMS.get(error.kind) is Event.REMOVED:
-                    self._fail(str(error))
-                    return Event.REMOVED
             self._fail(f"the node's certificate was not renewed: {error}")
+            if isinstance(error, ControllerError) and error.kind == _NODE_REMOVED:
+                return Event.REMOVED
+            if isinstance(error, ControllerError) and not error.final:
+                self._renewal_not_before = 0.0  # nobody was there: with the next attempt to connect
             return Event.RENEWAL_FAILED
         log.info("renewed the node's certificate until %s", certificate.not_valid_after_utc)
         return Event.RENEWED
@@ -293,8 +289,8 @@ class Control:
             if left > 0:
                 await asyncio.sleep(min(left, _LONGEST_SLEEP))
                 continue
-            if await self._renew() is not Event.RENEWED:
-                self._renewal_not_before = loop.time() + _RENEWAL_RETRY
+            await self._renew()
+            self._renewal_not_before = loop.time() + _RENEWAL_RETRY
 
     def _tls(self) -> ssl.SSLContext:
         """TLS with the node's certificate. Raises AgentError."""
@@ -321,7 +317,10 @@ class Control:
         if isinstance(error, AgentError):
             self._fail(str(error))
         elif isinstance(error, InvalidStatus):
-            self._fail(_stream_refused(self._node.url, error))
+            problem = _problem(error)
+            self._fail(f"the controller at {self._node.url} refused the stream: {problem.detail}")
+            if problem.type == _CERTIFICATE_REQUIRED:
+                return Event.CERTIFICATE_REFUSED
         elif isinstance(error, ConnectionClosed):
             self._fail(f"the connection to the controller at {self._node.url} broke ({error})")
         else:
@@ -351,7 +350,11 @@ async def _stop(tasks: list[asyncio.Task[None]]) -> None:
             raise result
 
 
-def _stream_refused(url: str, error: InvalidStatus) -> str:
-    status = error.response.status_code
-    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown"
-    return f"the controller at {url} refused the stream (HTTP {status} {phrase}); `wardmesh node list` shows why"
+def _problem(error: InvalidStatus) -> Problem:
+    """What the controller (or whatever stands before it) said instead of opening the stream."""
+    response = error.response
+    try:
+        return Problem.model_validate_json(response.body or b"")
+    except ValidationError:
+        status = f"HTTP {response.status_code} {response.reason_phrase}"
+        return Problem(type="about:blank", title=status, status=response.status_code, detail=status)
