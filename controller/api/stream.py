@@ -72,8 +72,7 @@ def _refusal(websocket: WebSocket, node_id: NodeId | None) -> Response | None:
         return problem_response(
             Kind.CERTIFICATE_REQUIRED, "the stream is for agents: connect with the certificate that enrolment gave"
         )
-    # None: a trusted proxy ended the TLS and vouches for the certificate.
-    if peer_certificate.tls_version(websocket.scope) not in (peer_certificate.TLS13, None):
+    if peer_certificate.tls_version(websocket.scope) != peer_certificate.TLS13:
         return problem_response(Kind.BAD_REQUEST, "the stream requires TLS 1.3")
     if PROTOCOL not in websocket.scope["subprotocols"]:
         return problem_response(
