@@ -7,7 +7,7 @@ the two to the same answers.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from controller.wire.arguments import ArgumentCheck, ToolChecks, compile_tool_rules
@@ -52,22 +52,45 @@ class _Way:
     rates: tuple[tuple[int, Rate], ...]
 
 
-@dataclass(slots=True, eq=False)
-class _Access:
-    """What one address may do on one service. `ways` is memory of what was asked, bounded."""
+class _Table:
+    """The grants to one service, and the memory of which of them name what; bounded, because callers choose names."""
 
-    grants: tuple[_Grant, ...]
-    ways: dict[Use, tuple[_Way, ...]] = field(default_factory=dict)
+    def __init__(self, grants: tuple[_Grant, ...]) -> None:
+        self.grants = grants
+        self._ways: dict[Use, tuple[_Way, ...]] = {}
 
-    def ways_for(self, use: Use) -> tuple[_Way, ...]:
-        found = self.ways.get(use)
+    def ways(self, use: Use) -> tuple[_Way, ...]:
+        found = self._ways.get(use)
         if found is None:
             found = tuple(_way(grant, use) for grant in self.grants if grant.names[use.kind](use.name))
-            if found and len(use.name) <= _LONGEST_NAME:
-                if len(self.ways) >= _MOST_NAMES:
-                    self.ways.clear()
-                self.ways[use] = found
+            _remember(self._ways, use, found)
         return found
+
+
+class _Access:
+    """What one address may do on one service."""
+
+    def __init__(self, table: _Table, address: Address) -> None:
+        self.grants = tuple(grant for grant in table.grants if any(address in members for members in grant.members))
+        self._table = table
+        self._ways: dict[Use, tuple[_Way, ...]] = {}
+
+    def ways(self, use: Use) -> tuple[_Way, ...]:
+        found = self._ways.get(use)
+        if found is None:
+            found = tuple(way for way in self._table.ways(use) if way.grant in self.grants)
+            _remember(self._ways, use, found)
+        return found
+
+
+def _remember(memory: dict[Use, tuple[_Way, ...]], use: Use, found: tuple[_Way, ...]) -> None:
+    if found and len(use.name) <= _LONGEST_NAME:
+        if len(memory) >= _MOST_NAMES:
+            memory.clear()
+        memory[use] = found
+
+
+_NO_GRANTS: Final = _Table(())
 
 
 class CompiledPolicy:
@@ -78,7 +101,7 @@ class CompiledPolicy:
         self.services: Mapping[str, Service] = policy.services
         self._limiter = limiter
         self._clock = clock
-        self._grants = _compile(policy)
+        self._tables = _compile(policy)
         self._accesses: dict[tuple[Address, str], _Access] = {}
 
     def decide(self, caller: Caller, call: Call, now: float) -> Decision:
@@ -104,16 +127,13 @@ class CompiledPolicy:
     def filter(self, caller: Caller, service: str, method: str, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The result of a list method as this caller may see it; None: as it is. Raises UpstreamError for no list."""
         access, now = self._access(caller.address, service), self._clock()
-        return filter_list(method, result, lambda use: any(now < way.grant.expires for way in access.ways_for(use)))
+        return filter_list(method, result, lambda use: any(now < way.grant.expires for way in access.ways(use)))
 
     def _access(self, address: Address, service: str) -> _Access:
         access = self._accesses.get((address, service))
         if access is None:
-            grants = tuple(
-                grant for grant in self._grants.get(service, ()) if any(address in members for members in grant.members)
-            )
-            access = _Access(grants)
-            if grants:
+            access = _Access(self._tables.get(service, _NO_GRANTS), address)
+            if access.grants:
                 if len(self._accesses) >= _MOST_ACCESSES:
                     self._accesses.clear()
                 self._accesses[address, service] = access
@@ -174,7 +194,7 @@ def _judge_uses(access: _Access, opening: _Grant, call: Call, now: float) -> Seq
 
 
 def _judge_use(access: _Access, use: Use, params: Mapping[str, Any], now: float) -> Sequence[_Way] | Refusal:
-    ways = [way for way in access.ways_for(use) if now < way.grant.expires]
+    ways = [way for way in access.ways(use) if now < way.grant.expires]
     if not ways:
         return Refusal(use.kind, f"no grant lets you use {use.kind} {use.name[:_SHOWN]!r}", use)
     if use.kind != "tool":
@@ -211,7 +231,7 @@ def _way(grant: _Grant, use: Use) -> _Way:
     return _Way(grant, grant.checks(use.name), rates)
 
 
-def _compile(policy: GatewayPolicy) -> dict[str, tuple[_Grant, ...]]:
+def _compile(policy: GatewayPolicy) -> dict[str, _Table]:
     """By service. A grant to many services is compiled once, or twice when some of them share this host's files."""
     compiled: dict[tuple[str, bool], _Grant] = {}
     by_service: dict[str, list[_Grant]] = {name: [] for name in policy.services}
@@ -221,7 +241,7 @@ def _compile(policy: GatewayPolicy) -> dict[str, tuple[_Grant, ...]]:
             if key not in compiled:
                 compiled[key] = _compile_grant(policy, grant, service.local_files)
             by_service[service.name].append(compiled[key])
-    return {name: tuple(grants) for name, grants in by_service.items()}
+    return {name: _Table(tuple(grants)) for name, grants in by_service.items()}
 
 
 def _compile_grant(policy: GatewayPolicy, grant: McpGrant, local_files: bool) -> _Grant:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from .file_paths import PathError, check_under
+from .file_paths import PathError, compile_under
 from .matching import compile_globs, compile_hosts, compile_pattern, compile_schema
 from .mcp import ArgumentRule, ArgumentTest, Equals, HostIn, Matches, OneOf, Range, ToolRules, Under
 
@@ -142,12 +142,13 @@ def _range_judge(test: Range) -> _Judge:
 
 def _under_judge(paths: tuple[str, ...], follow: FollowLinks | None) -> _Judge:
     wrong = f"must be a path below {' or '.join(paths)}"
+    check = compile_under(paths)
 
     def judge(value: Any) -> str | None:
         if not isinstance(value, str):
             return wrong
         try:
-            check_under(value, paths)
+            check(value)
             if follow is not None:
                 follow(value, paths)
         except PathError as error:

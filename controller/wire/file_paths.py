@@ -6,11 +6,12 @@ judged; what two readers could take differently (`..`, backslashes, control char
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-__all__ = ["PathError", "check_base", "check_under", "readings", "segments"]
+__all__ = ["PathError", "check_base", "compile_under", "readings", "segments"]
 
 _LONGEST_PATH: Final = 4096  # PATH_MAX of Linux
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
@@ -37,17 +38,31 @@ def check_base(value: str) -> str:
     return ("/" if value.startswith("/") else "") + "/".join(found) or "."
 
 
-def check_under(value: str, bases: Iterable[str]) -> None:
-    """Raise PathError unless `value` is at or below one of `bases` (as `check_base` returned them).
+def compile_under(bases: Iterable[str]) -> Callable[[str], None]:
+    """The check whether a path is at or below one of `bases` (as `check_base` returned them): raises PathError if not.
 
     An absolute base holds absolute paths only, a relative base relative ones.
     """
     bases = tuple(bases)
-    parsed = [(base.startswith("/"), [] if base == "." else segments(base)) for base in bases]
-    for reading in readings(value):
-        found, absolute = segments(reading), reading.startswith("/")
-        if not any(absolute == rooted and found[: len(base)] == base for rooted, base in parsed):
-            raise PathError(f"{value!r} is not below {' or '.join(bases)}")
+    parsed = tuple((base.startswith("/"), () if base == "." else tuple(segments(base))) for base in bases)
+
+    def check(value: str) -> None:
+        found = _all_readings(value)
+        if isinstance(found, PathError):
+            raise PathError(str(found))
+        for absolute, names in found:
+            if not any(absolute == rooted and names[: len(base)] == base for rooted, base in parsed):
+                raise PathError(f"{value[:256]!r} is not below {' or '.join(bases)}")
+
+    return check
+
+
+@lru_cache(maxsize=256)  # the grants of one call ask about the same path; an error is an answer, too
+def _all_readings(value: str) -> tuple[tuple[bool, tuple[str, ...]], ...] | PathError:
+    try:
+        return tuple((reading.startswith("/"), tuple(segments(reading))) for reading in readings(value))
+    except PathError as error:
+        return error.with_traceback(None)
 
 
 def readings(value: str) -> list[str]:
@@ -55,7 +70,9 @@ def readings(value: str) -> list[str]:
 
     Raises PathError when a decoding is malformed or does not end.
     """
-    if value.isascii() and "%" not in value:
+    if len(value) > _LONGEST_PATH:
+        raise PathError(f"the path has {len(value)} characters: at most {_LONGEST_PATH} are read")
+    if "%" not in value and value.isascii():
         return [value]
     found = [value]
     for reading in found:  # grows while it is read, until nothing new is seen
@@ -71,8 +88,6 @@ def segments(path: str) -> list[str]:
     """The names of a path, without empty ones and `.`. Raises PathError for what has more than one reading."""
     if not path:
         raise PathError("the path is empty")
-    if len(path) > _LONGEST_PATH:
-        raise PathError(f"the path has {len(path)} characters: at most {_LONGEST_PATH} are read")
     if "\\" in path:
         raise PathError("the path has a backslash: write '/'")
     if not (path.isascii() and path.isprintable()):

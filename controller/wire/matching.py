@@ -125,7 +125,7 @@ def compile_hosts(patterns: Iterable[str]) -> TextTest:
             exact.add((host, port))
 
     def test(text: str) -> bool:
-        host, port = split_host(_authority(text))
+        host, port = _host_of(text) if len(text) <= LONGEST_TEXT else (None, None)
         if host is None:
             return False
         if (host, None) in exact or (host, port) in exact:
@@ -135,6 +135,11 @@ def compile_hosts(patterns: Iterable[str]) -> TextTest:
         )
 
     return test
+
+
+@lru_cache(maxsize=256)  # the grants of one call ask about the same text
+def _host_of(text: str) -> tuple[str | None, int | None]:
+    return split_host(_authority(text))
 
 
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443", "ws": ":80", "wss": ":443", "ssh": ":22", "ftp": ":21"}
@@ -147,7 +152,7 @@ def _authority(text: str) -> str:
     RFC 3986 ends the authority at `/`, `?` or `#`; WHATWG URL parsers take `\\` for `/` and drop tabs and newlines;
     `@` makes everything before it a user name. Whatever depends on the reader is refused.
     """
-    if len(text) > LONGEST_TEXT or not text.isascii() or not text.isprintable() or any(c in text for c in "\\ "):
+    if not text.isascii() or not text.isprintable() or "\\" in text or " " in text:
         return ""
     scheme, separator, rest = text.partition("://")
     if not separator:

@@ -41,6 +41,8 @@ GLOBS = ("*", "get*", "*_file", "search", "**", "a/*", "tasks/*", "GET")
 URI_GLOBS = ("*", "**", "file:///srv/*", "file:///srv/**", "test://*")
 METHODS = (
     "tools/call",
+    "tools/call",
+    "tools/call",
     "tools/list",
     "prompts/get",
     "resources/read",
@@ -128,14 +130,14 @@ _rules = st.builds(
 _tool_rules = st.builds(
     ToolRules,
     tools=st.lists(st.sampled_from(GLOBS), min_size=1, max_size=2).map(tuple),
-    arguments=st.lists(_rules, max_size=2).map(tuple),
+    arguments=st.lists(_rules, min_size=1, max_size=2).map(tuple),
     arguments_schema=st.none()
     | st.sampled_from([{"required": ["a"]}, {"additionalProperties": False, "properties": {"a": {}}}]),
 )
 
 
 def _globs(of: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
-    return st.lists(st.sampled_from(of), max_size=2).map(tuple)
+    return st.lists(st.sampled_from(of), max_size=3).map(tuple)
 
 
 @st.composite
@@ -143,20 +145,20 @@ def policies(draw: st.DrawFn) -> GatewayPolicy:
     grants = [
         McpGrant(
             id=f"g{number}",
-            peers=draw(st.lists(st.sampled_from(["tag:a", "tag:b", "tag:gone"]), min_size=1, max_size=2).map(tuple)),
-            services=draw(st.lists(st.sampled_from([*SERVICES, "gone"]), min_size=1, max_size=2).map(tuple)),
-            tools=draw(_globs(GLOBS)),
-            deny_tools=draw(_globs(GLOBS)),
+            peers=draw(st.sampled_from([("tag:a",), ("tag:a", "tag:b"), ("tag:b",), ("tag:gone",)])),
+            services=draw(st.sampled_from([("alpha",), ("beta", "alpha"), ("alpha",), ("gone",)])),
+            tools=draw(st.sampled_from([("*",), ("get*", "search"), ("*_file", "a/*"), ("*",), ()])),
+            deny_tools=draw(st.sampled_from([(), (), ("GET",), ("*_file",), ("*",)])),
             prompts=draw(_globs(GLOBS)),
             resources=draw(_globs(URI_GLOBS)),
             methods=draw(_globs(GLOBS)),
-            args=draw(st.lists(_tool_rules, max_size=2).map(tuple)),
+            args=draw(st.lists(_tool_rules, min_size=number % 2, max_size=2).map(tuple)),
             limits=draw(st.sampled_from([(), (ToolRate(tools=("get*",), rate=Rate(calls=1000, seconds=1)),)])),
-            expires=draw(st.none() | st.sampled_from([5, 10, 15])),
+            expires=draw(st.sampled_from([None, None, 5, 10, 15])),
         )
-        for number in range(draw(st.integers(0, 4)))
+        for number in range(draw(st.integers(1, 4)))
     ]
-    members = st.frozensets(st.sampled_from(ADDRESSES))
+    members = st.sampled_from([ADDRESSES, ADDRESSES[:2], ADDRESSES[2:]]).map(frozenset)
     return GatewayPolicy(
         revision=1,
         services={name: Service(name=name, upstream=HttpUpstream(url="http://127.0.0.1:9/")) for name in SERVICES},
@@ -167,9 +169,9 @@ def policies(draw: st.DrawFn) -> GatewayPolicy:
 
 @st.composite
 def calls(draw: st.DrawFn) -> Call:
-    names, uris = st.sampled_from(NAMES), st.sampled_from(URIS)
+    uris = st.sampled_from(URIS)
     params: dict[str, Any] = {
-        "name": draw(st.one_of(names, st.none(), st.just(7))),
+        "name": draw(st.sampled_from([*NAMES, *NAMES[:4], None, 7])),
         "uri": draw(uris),
         "ref": draw(
             st.sampled_from(
@@ -178,9 +180,10 @@ def calls(draw: st.DrawFn) -> Call:
         ),
         "notifications": draw(st.sampled_from([None, {}, {"resourceSubscriptions": "x"}])),
         "arguments": draw(
-            st.dictionaries(st.sampled_from("abc"), json_values, max_size=3) | st.none() | st.just([]) | st.just("x")
+            st.dictionaries(st.sampled_from("ab"), json_values, min_size=1, max_size=2)
+            | st.sampled_from([None, [], "x", {"c": 1}])
         ),
     }
     if draw(st.booleans()):
         params["notifications"] = {"resourceSubscriptions": draw(st.lists(uris, max_size=3))}
-    return call(draw(st.sampled_from(METHODS)), params, draw(st.sampled_from([*SERVICES, "gone"])))
+    return call(draw(st.sampled_from(METHODS)), params, draw(st.sampled_from([*SERVICES, "alpha", "alpha", "gone"])))
