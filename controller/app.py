@@ -6,7 +6,7 @@ from functools import partial
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from controller.api import audit, enrolment, errors, nodes, openapi, policy, status, tokens
+from controller.api import audit, enrolment, errors, nodes, openapi, policy, status, stream, tokens
 from controller.api.limits import BodyLimit
 from controller.context import Context, context
 from controller.identity.proxy import ProxiedClients
@@ -34,7 +34,7 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     api.state.context = ctx
     errors.install(api)
     api.include_router(status.root)
-    for part in (status, nodes, enrolment, policy, audit, tokens):
+    for part in (status, nodes, enrolment, policy, audit, tokens, stream):
         api.include_router(part.router, prefix=PREFIX)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
     limited = RequestLog(BodyLimit(api))

@@ -6,21 +6,27 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import event, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controller.admission import Admission
 from controller.audit import Action, BrokenChain, verify_chain
 from controller.idempotency import Once, Replay
+from controller.identity.secret import digest
+from controller.keys import FirstContact, Keys
 from controller.problems import Kind, Refused
 from controller.records import Change
 from controller.store.engine import Engines, StoreError
-from controller.store.models import AuditRow, ChangeRow, ResponseRow
+from controller.store.models import AuditRow, Base, ChangeRow, ResponseRow
 from controller.store.store import Mutation, Store
 from controller.store.unit import ReadOnlyError
 from controller.store.values import NodeFilter, StoredNode
+from controller.wire.enrol import JoinString
 from controller.wire.netmap import Mesh
 from controller.wire.rest import EnrolmentKeyCreate, Health
 
@@ -39,7 +45,9 @@ async def store(database_url: str, clock: MovableClock) -> AsyncIterator[Store]:
         yield store
 
 
-async def add_node(store: Store, name: str, *, addresses: tuple[str, ...] = (), tags: tuple[str, ...] = ()) -> StoredNode:
+async def add_node(
+    store: Store, name: str, *, addresses: tuple[str, ...] = (), tags: tuple[str, ...] = ()
+) -> StoredNode:
     async with store.mutation("test", Action.NODE_ENROL, f"node:{name}") as tx:
         return await write_node(tx, name, addresses=addresses, tags=tags)
 
@@ -85,10 +93,13 @@ class TestMutation:
         assert heard == [Change(revision=2, nodes={"id-a": node.record})]
 
     async def test_leaves_nothing_when_its_body_fails(self, store: Store) -> None:
-        with pytest.raises(LookupError):
+        async def fail() -> None:
             async with store.mutation("t", Action.NODE_ENROL, "node:id-a") as tx:
                 await write_node(tx, "a")
                 raise LookupError
+
+        with pytest.raises(LookupError):
+            await fail()
         async with store.read() as tables:
             assert await tables.nodes.all() == []
             assert await tables.ledger.revision() == 1
@@ -125,14 +136,15 @@ class TestMutation:
 
     async def test_writers_in_several_processes_keep_the_chain(self, store: Store, database_url: str) -> None:
         writers = [
-            subprocess.Popen([sys.executable, "-m", "tests.control.writer", database_url, str(n), "8"]) for n in range(3)
+            subprocess.Popen([sys.executable, "-m", "tests.control.writer", database_url, str(n), "8"])
+            for n in range(2)
         ]
         await asyncio.gather(*(add_node(store, f"here{n}") for n in range(8)))
-        assert [await asyncio.to_thread(writer.wait, 60) for writer in writers] == [0, 0, 0]
+        assert [await asyncio.to_thread(writer.wait, 60) for writer in writers] == [0, 0]
         async with store.read() as tables:
-            assert verify_chain(await tables.ledger.audit_after(0))[0] == 1 + 4 * 8
+            assert verify_chain(await tables.ledger.audit_after(0))[0] == 1 + 3 * 8
             numbers = [node.number for node in await tables.nodes.all()]
-        assert len(set(numbers)) == len(numbers) == 32
+        assert len(set(numbers)) == len(numbers) == 24
 
     async def test_changes_of_other_processes_can_be_caught_up(self, store: Store, database_url: str) -> None:
         node = await add_node(store, "a")
@@ -230,7 +242,11 @@ class TestAudit:
 class TestOnce:
     def once(self, **changes: object) -> Once:
         given: dict[str, object] = {
-            "actor": "token:t", "credential": "wma_secret", "idempotency_key": "k", "method": "POST", "path": "/p",
+            "actor": "token:t",
+            "credential": "wma_secret",
+            "idempotency_key": "k",
+            "method": "POST",
+            "path": "/p",
             "body": b"{}",
         }
         return Once.of(**{**given, **changes})  # type: ignore[arg-type]
@@ -334,29 +350,48 @@ class TestAddresses:
     async def test_thousands_cost_the_same_each(self, store: Store) -> None:
         """Statements are counted, not seconds: the cost of the last allocation is that of the first."""
         async with store.mutation("t", Action.NODE_ENROL, "nodes") as tx:
-            for number in range(3000):
+            for number in range(1000):
                 await tx.addresses.take(await tx.addresses.next_new(tx.plan.last_number) or 0, f"n{number}")
         statements: list[str] = []
         async with store.mutation("t", Action.NODE_ENROL, "nodes") as tx:
-            bind = (await tx.nodes._session.connection()).sync_connection
-            from sqlalchemy import event
-
-            event.listen(bind, "before_cursor_execute", lambda *call: statements.append(call[2]))
+            connection = (await tx.nodes._session.connection()).sync_connection
+            event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2]))
             number = await tx.addresses.next_new(tx.plan.last_number)
             tx.discard()
-        assert number == 3002
+        assert number == 1002
         assert len(statements) == 3
-        assert all("WHERE" in statement for statement in statements[:2])
+
+    async def test_are_found_by_index(self, tmp_path: Path, clock: MovableClock) -> None:
+        statements: list[tuple[str, object]] = []
+        async with (
+            opened(f"sqlite:///{tmp_path / 'plans.db'}", clock) as store,
+            store.mutation("system", Action.MESH_CREATE, "mesh:m") as tx,
+        ):
+            await tx.create_mesh(MESH, "00" * 32)
+            connection = await tx.nodes._session.connection()
+            event.listen(
+                connection.sync_connection,
+                "before_cursor_execute",
+                lambda *call: statements.append((call[2], call[3])),
+            )
+            await tx.addresses.next_new(65534)
+            await tx.addresses.next_rested(tx.now)
+            await tx.addresses.oldest_release()
+            await tx.addresses.held(5)
+            plans = [
+                str(row)
+                for statement, parameters in list(statements)
+                for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                if "addresses" in str(row)
+            ]
+        assert len(plans) == 4
+        assert all("SEARCH addresses" in plan for plan in plans), plans
 
 
 class TestKeys:
     async def test_redeeming_is_atomic_across_processes(self, store: Store, database_url: str) -> None:
-        from controller.keys import FirstContact, Keys
-        from controller.wire.enrol import JoinString
-
         created = await Keys(store, FirstContact("https://h", "system")).create("t", EnrolmentKeyCreate(uses=5))
         secret = JoinString.decode(created.join).key
-        from controller.identity.secret import digest
 
         async def redeem(by: Store) -> bool:
             async with by.mutation("t", Action.NODE_ENROL, "node:x") as tx:
@@ -371,11 +406,6 @@ class TestKeys:
 
 
 async def test_the_schema_that_migrations_make_is_the_models(database_url: str) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.runtime.migration import MigrationContext
-
-    from controller.store.models import Base
-
     async with opened(database_url, MovableClock()):
         engines = Engines(database_url)
         async with engines.read.connect() as connection:

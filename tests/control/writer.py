@@ -1,14 +1,13 @@
-"""A process that adds nodes: `python -m tests.control.writer URL NAME COUNT`. For tests of writers in several processes."""
+"""A process that adds nodes: `python -m tests.control.writer URL NAME COUNT`, for tests of writers in processes."""
 
 import asyncio
 import sys
 
 from .support import MovableClock, opened
+from .test_store import add_node
 
 
 async def main(url: str, name: str, count: int) -> None:
-    from .test_store import add_node
-
     async with opened(url, MovableClock()) as store:
         await store.load_mesh()
         for number in range(count):
