@@ -278,9 +278,11 @@ class Reconciler:
         if self._in_force is None:
             return None
         try:
+            if "address" in hints:
+                await self._open.device.forget_sources(self._settings.name, self._settings.listen_port)
             operations = plan(self._in_force.desired, await self._observe())
         except KernelError as error:
-            return str(error)
+            return str(error)  # the next apply says so too, and that is reported
         listed = "; ".join(str(operation) for operation in operations[:_LISTED])
         more = len(operations) - _LISTED
         return f"{listed}; and {more} more" if more > 0 else listed or None

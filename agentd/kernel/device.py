@@ -33,6 +33,9 @@ class Device(Protocol):
         When it raises, a part of the changes may be in force: the caller looks again and decides.
         """
 
+    async def forget_sources(self, name: str, listen_port: int) -> None:
+        """The host lost an address: send from whatever it has now."""
+
     async def remove(self, name: str) -> None:
         """Remove the link and all that belongs to it; no error when there is none."""
 

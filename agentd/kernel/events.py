@@ -18,7 +18,8 @@ __all__ = ["Hint", "Watch"]
 
 log = logging.getLogger("agentd.kernel.events")
 
-Hint = Literal["link", "table", "unknown"]
+# link, table: something of ours; address: the host lost an address of its own; unknown: events were lost.
+Hint = Literal["link", "table", "address", "unknown"]
 _HintOf = Callable[[int, bytes], Hint | None]
 
 # include/uapi/linux/rtnetlink.h
@@ -132,6 +133,8 @@ class Watch:
             mine = index == self._index or _text(payload, _IFINFOMSG.size, _IFLA_IFNAME) == self._link
         elif kind in {_RTM_NEWADDR, _RTM_DELADDR}:
             mine = _IFADDRMSG.unpack_from(payload)[4] == self._index
+            if kind == _RTM_DELADDR and not mine:
+                return "address"
         elif kind in {_RTM_NEWROUTE, _RTM_DELROUTE}:
             mine = any(
                 attr == _RTA_OIF and struct.unpack_from("=I", payload, start)[0] == self._index

@@ -208,6 +208,14 @@ class UserspaceDevice:
         await self._talk(name, encode_uapi(changes, private_key))
         return 1
 
+    async def forget_sources(self, name: str, listen_port: int) -> None:
+        """Bind again, which makes the program forget the sources that it remembers for its peers.
+
+        It uses them until sending fails with EINVAL; for an address that is gone, Linux says ENETUNREACH.
+        """
+        if _listener(socket_path(name)) is not None:
+            await self._talk(name, f"set=1\nlisten_port={listen_port}\n\n")
+
     async def remove(self, name: str) -> None:
         """Stop the process; the link goes with it."""
         await self._stop(name)

@@ -72,6 +72,9 @@ class KernelDevice:
             count += 1
         return count
 
+    async def forget_sources(self, name: str, listen_port: int) -> None:
+        """Nothing to do: the kernel checks the source address that it remembers before it uses it."""
+
     async def remove(self, name: str) -> None:
         """Remove the link."""
         self._links.remove(name)

@@ -1,0 +1,100 @@
+"""Maps for tests, built in a line: members by number, rules by their ports. Pure."""
+
+import base64
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from controller.wire.netmap import ALL_PORTS, AddressSet, Direction, Mesh, Netmap, Peer, Protocol, Rule, SelfNode
+
+__all__ = ["MESH", "Member", "allow", "everything", "netmap", "public_key"]
+
+MESH: Final = Mesh(id="m1", name="test", prefix4="100.64.0.0/16", prefix6="fd77:7761:7264::/48")
+
+
+def public_key(private: bytes) -> str:
+    return base64.b64encode(X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()).decode()
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the mesh as maps name it. Number n has 100.64.0.n and fd77:7761:7264::n."""
+
+    number: int
+    private_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    endpoints: tuple[str, ...] = ()
+    keepalive: int | None = None
+    address: str = ""
+    address6: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", self.address or f"100.64.{self.number // 256}.{self.number % 256}")
+        object.__setattr__(self, "address6", self.address6 or f"fd77:7761:7264::{self.number:x}")
+
+    @property
+    def name(self) -> str:
+        return f"n{self.number}"
+
+    @property
+    def public_key(self) -> str:
+        return public_key(self.private_key)
+
+    def peer(self) -> Peer:
+        return Peer(
+            id=self.name,
+            name=self.name,
+            public_key=self.public_key,
+            addresses=(self.address, self.address6),
+            endpoints=self.endpoints,
+            keepalive=self.keepalive,
+        )
+
+    def own_set(self) -> AddressSet:
+        return AddressSet(name=f"node:{self.name}", addresses=frozenset({self.address, self.address6}))
+
+
+def allow(
+    direction: Direction,
+    protocol: Protocol,
+    *ports: int | tuple[int, int],
+    peers: Iterable[str] = ("all",),
+    grant: str | None = None,
+    expires: int | None = None,
+) -> Rule:
+    """One rule; without ports (and not for ICMP) all ports."""
+    ranges = tuple(sorted((port, port) if isinstance(port, int) else port for port in ports))
+    if not ranges and protocol != "icmp":
+        ranges = (ALL_PORTS,)
+    name = grant or f"{direction}-{protocol}"
+    peers = tuple(peers)
+    return Rule(
+        id=f"{name}/{direction}/{protocol}/{'+'.join(map(str, ranges))}/{'+'.join(peers)}",
+        grant=name,
+        direction=direction,
+        protocol=protocol,
+        ports=ranges,
+        peers=peers,
+        expires=expires,
+    )
+
+
+def everything() -> tuple[Rule, ...]:
+    """Rules that allow all that rules can allow, both ways."""
+    return tuple(allow(direction, protocol) for direction in ("in", "out") for protocol in ("tcp", "udp", "icmp"))
+
+
+def netmap(own: Member, *others: Member, rules: Iterable[Rule] | None = None, revision: int = 1) -> Netmap:
+    """The map of `own` with these peers, each in a set of its own and all in the set `all`."""
+    sets = {f"node:{other.name}": other.own_set() for other in others}
+    members = frozenset(address for one in sets.values() for address in one.addresses)
+    return Netmap(
+        revision=revision,
+        mesh=MESH,
+        node=SelfNode(id=own.name, name=own.name, addresses=(own.address, own.address6)),
+        peers={other.name: other.peer() for other in others},
+        sets=sets | {"all": AddressSet(name="all", addresses=members)},
+        rules={rule.id: rule for rule in (everything() if rules is None else rules)},
+    )

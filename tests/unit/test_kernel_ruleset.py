@@ -1,0 +1,144 @@
+"""The table as data: which address ends at which grant, what its names are, and what changes when a map changes.
+
+What the kernel makes of it is tested in tests/kernel/test_firewall.py.
+"""
+
+from typing import Literal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentd.kernel.firewall import render_change
+from agentd.kernel.ruleset import compile_ruleset, identifier
+from agentd.model import LinkSettings, Ruleset
+from controller.wire.netmap import AddressSet, Netmap, Rule
+from controller.wire.rules import Flow, allowing
+from tests.kernel.maps import Member, allow, netmap
+
+NOW = 1_800_000_000
+LINK = LinkSettings()
+MEMBERS = [Member(number) for number in range(2, 8)]
+SETS = ["tag:a", "tag:b", "node:x", "odd name/é"]
+
+
+def compiled(wanted: Netmap, now: float = NOW) -> Ruleset:
+    return compile_ruleset(wanted, LINK, now)
+
+
+def verdict(
+    ruleset: Ruleset, address: str, direction: Literal["in", "out"], protocol: str, port: int | None
+) -> str | None:
+    """The grant chain that the maps lead a flow's first packet to: what the kernel does, on the data."""
+    jump = ruleset.elements[f"{'from' if direction == 'in' else 'to'}{'6' if ':' in address else '4'}"].get(address)
+    if jump is None:
+        return None
+    profile = jump.removeprefix("jump ").partition("/")[2]
+    if protocol == "icmp":
+        chain = ruleset.chains[f"{'from' if direction == 'in' else 'to'}/{profile}"]
+        return next((rule.rpartition(" ")[2] for rule in chain.rules if "icmp type echo-request" in rule), None)
+    single = ruleset.elements.get(f"{direction}/{profile}", {}).get(f"{protocol} . {port}")
+    if single is not None:
+        return single.removeprefix("goto ")
+    for key, goto in ruleset.elements.get(f"{direction}.{protocol}/{profile}", {}).items():
+        low, _, high = key.partition("-")
+        if port is not None and int(low) <= port <= int(high):
+            return goto.removeprefix("goto ")
+    return None
+
+
+def in_sets(rules: list[Rule], membership: dict[str, set[int]]) -> Netmap:
+    sets = {
+        name: AddressSet(
+            name=name,
+            addresses=frozenset(
+                address for index in members for address in (MEMBERS[index].address, MEMBERS[index].address6)
+            ),
+        )
+        for name, members in membership.items()
+    }
+    return netmap(Member(1)).model_copy(update={"sets": sets, "rules": {rule.id: rule for rule in rules}})
+
+
+port = st.sampled_from([0, 1, 22, 80, 443, 444, 8000, 65535])
+ranges = st.one_of(port, st.tuples(port, port).map(lambda pair: (min(pair), max(pair))))
+
+
+@st.composite
+def rule(draw: st.DrawFn) -> Rule:
+    protocol = draw(st.sampled_from(["tcp", "udp", "icmp"]))
+    return allow(
+        draw(st.sampled_from(["in", "out"])),
+        protocol,
+        *(draw(st.lists(ranges, min_size=1, max_size=3)) if protocol != "icmp" else ()),
+        peers=draw(st.lists(st.sampled_from([*SETS, "absent"]), min_size=1, max_size=2, unique=True)),
+        grant=draw(st.sampled_from(["g1", "g2", "web", "until"])),
+        expires=draw(st.sampled_from([None, NOW - 1, NOW, NOW + 100, NOW + 200])),
+    )
+
+
+maps = st.builds(
+    in_sets,
+    st.lists(rule(), max_size=8),
+    st.dictionaries(st.sampled_from(SETS), st.sets(st.integers(0, len(MEMBERS) - 1)), max_size=4),
+)
+
+
+@given(maps)
+def test_the_table_allows_what_the_rules_allow(wanted: Netmap) -> None:
+    ruleset = compiled(wanted)
+    for member in MEMBERS[:3]:
+        for direction in ("in", "out"):
+            for protocol in ("tcp", "udp", "icmp"):
+                for number in (None,) if protocol == "icmp" else (0, 22, 81, 443, 9000, 65535):
+                    flow = Flow(direction=direction, peer=member.address, protocol=protocol, port=number)
+                    allowed = allowing(wanted, flow, NOW)
+                    chain = verdict(ruleset, member.address, direction, protocol, number)
+                    assert (chain is not None) == bool(allowed), flow
+                    if chain is not None:
+                        # The grant that lasts longest counts, and its end is the kernel's to see.
+                        ends = [one.expires for one in allowed]
+                        last = None if None in ends else max(end for end in ends if end is not None)
+                        assert chain.partition("/until.")[2] == ("" if last is None else str(last))
+                        limit = "" if last is None else f"meta time < {last} "
+                        assert ruleset.chains[chain].rules[0].startswith(f"{limit}counter name")
+
+
+def test_a_member_that_joins_a_set_is_elements_alone() -> None:
+    rules = [allow("in", "tcp", 443, peers=["tag:a"])]
+    text = render_change(compiled(in_sets(rules, {"tag:a": {0, 1}})), compiled(in_sets(rules, {"tag:a": {0, 1, 2}})))
+    assert text is not None
+    assert [line.split()[:5] for line in text.splitlines()] == [
+        ["add", "element", "inet", "wardmesh", name] for name in ("from4", "from6", "to4", "to6")
+    ]
+
+
+def test_a_change_of_the_own_address_keeps_the_counters() -> None:
+    text = render_change(compiled(netmap(Member(1), Member(2))), compiled(netmap(Member(9), Member(2))))
+    assert text is not None
+    assert "counter inet" not in text
+
+
+def test_ten_thousand_sources_and_two_hundred_rules_are_not_two_million_elements() -> None:
+    everyone = AddressSet(name="all", addresses=frozenset(f"100.64.{n // 256}.{n % 256}" for n in range(10_000)))
+    rules = {r.id: r for r in (allow("in", "tcp", n, peers=["all"], grant=f"g{n}") for n in range(1, 201))}
+    wanted = netmap(Member(60_000)).model_copy(update={"sets": {"all": everyone}, "rules": rules})
+    assert compiled(wanted).size() == 2 * 10_000 + 200
+
+
+@given(st.lists(st.text(min_size=1, max_size=300), min_size=2, max_size=6, unique=True))
+def test_different_names_have_different_identifiers(names: list[str]) -> None:
+    found = [identifier(name) for name in names]
+    assert len(set(found)) == len(names)
+    assert all(len(one) <= 120 and one.isascii() and "/" not in one and not set(' ;{}"') & set(one) for one in found)
+
+
+def test_names_stay_readable() -> None:
+    assert identifier("tag:web-servers") == "tag.web-servers"
+    ruleset = compiled(netmap(Member(1), Member(2), rules=[allow("in", "tcp", 443, grant="grants[0]")]))
+    assert "grant/grants_5b0_5d" in ruleset.chains
+
+
+def test_no_name_of_ours_is_an_nft_keyword() -> None:
+    ruleset = compiled(netmap(Member(1), Member(2), rules=[allow("in", "tcp", 443, peers=["all"], grant="log")]))
+    for name in (*ruleset.chains, *ruleset.containers, *ruleset.counters):
+        assert name not in {"log", "fwd", "drop", "accept", "counter", "limit", "map", "set", "in", "out"}

@@ -1,0 +1,360 @@
+"""Desired minus observed is operations: which, in which order, and when none."""
+
+import os
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentd.model import (
+    NO_PRESHARED_KEY,
+    AddAddress,
+    ChangeTable,
+    CreateLink,
+    Desired,
+    Endpoint,
+    KernelError,
+    LinkSettings,
+    MapError,
+    Network,
+    Observed,
+    ObservedDevice,
+    ObservedLink,
+    ObservedPeer,
+    PeerChange,
+    PutRoute,
+    RemoveAddress,
+    RemoveLink,
+    ReplaceTable,
+    SetDevice,
+    SetLink,
+)
+from agentd.plan import STALE_HANDSHAKE, desired, plan
+from controller.wire.netmap import Netmap
+from tests.kernel.maps import Member, netmap
+
+NOW = 1_800_000_000.0
+LINK = LinkSettings()
+SELF, PEER, OTHER = Member(1), Member(2, endpoints=("192.0.2.2:51820",)), Member(3)
+NOTHING = Observed(
+    backend="kernel",
+    now=NOW,
+    link=None,
+    device=None,
+    addresses=frozenset(),
+    routes=frozenset(),
+    ruleset=None,
+    table_present=False,
+    hints={},
+)
+
+
+def want(wanted: Netmap) -> Desired:
+    return desired(wanted, LINK, SELF.public_key, now=NOW)
+
+
+def reached(state: Desired, **changes: object) -> Observed:
+    """What is observed when everything in `state` was applied a moment ago and its peers talk."""
+    peers = {
+        key: ObservedPeer(
+            public_key=key,
+            allowed_ips=peer.allowed_ips,
+            endpoint=peer.endpoint,
+            keepalive=peer.keepalive,
+            preshared_key=peer.preshared_key,
+            last_handshake=NOW - 10,
+        )
+        for key, peer in state.peers.items()
+    }
+    found = Observed(
+        backend="kernel",
+        now=NOW,
+        link=ObservedLink(index=7, kind="wireguard", mtu=state.link.mtu, up=True, ours=True),
+        device=ObservedDevice(state.public_key, state.link.listen_port, peers),
+        addresses=state.addresses,
+        routes=state.routes,
+        ruleset=state.ruleset,
+        table_present=True,
+        hints={key: peer.endpoint for key, peer in state.peers.items()},
+    )
+    return replace(found, **changes)  # type: ignore[arg-type]  # fields by name
+
+
+def with_peer(found: Observed, key: str, **changes: object) -> Observed:
+    assert found.device is not None
+    peer = replace(found.peers[key], **changes)  # type: ignore[arg-type]  # fields by name
+    return replace(found, device=replace(found.device, peers={**found.peers, key: peer}))
+
+
+# --- desired ----------------------------------------------------------------------------------------------------------
+
+
+def test_routes_go_to_both_mesh_prefixes_from_the_own_address_in_them() -> None:
+    routes = {str(route) for route in want(netmap(SELF, PEER)).routes}
+    assert routes == {"100.64.0.0/16 src 100.64.0.1", "fd77:7761:7264::/48 src fd77:7761:7264::1"}
+
+
+def test_a_host_without_an_ipv4_address_gets_no_ipv4_route() -> None:
+    wanted = netmap(SELF, PEER)
+    wanted = wanted.model_copy(update={"node": wanted.node.model_copy(update={"addresses": (SELF.address6,)})})
+    assert {route.destination.length for route in want(wanted).routes} == {48}
+
+
+def test_a_map_with_the_own_public_key_is_refused() -> None:
+    twin = replace(PEER, private_key=SELF.private_key)
+    with pytest.raises(MapError, match=r"own public key .* as peer 'n2'"):
+        want(netmap(SELF, twin))
+
+
+def test_a_map_with_one_public_key_twice_is_refused() -> None:
+    with pytest.raises(MapError, match="'n2' and 'n3' have the same public key"):
+        want(netmap(SELF, PEER, replace(OTHER, private_key=PEER.private_key)))
+
+
+def test_a_map_with_one_address_at_two_peers_is_refused() -> None:
+    with pytest.raises(MapError, match=r"100\.64\.0\.2/32 of 'n3' overlaps 100\.64\.0\.2/32 of 'n2'"):
+        want(netmap(SELF, PEER, replace(OTHER, address=PEER.address)))
+
+
+def test_a_peer_with_the_own_address_is_refused() -> None:
+    with pytest.raises(MapError, match=r"'n1'.*'n2'|'n2'.*'n1'"):
+        want(netmap(SELF, replace(PEER, address6=SELF.address6)))
+
+
+def test_the_choice_among_endpoints_is_the_callers() -> None:
+    member = replace(PEER, endpoints=("192.0.2.2:1", "[2001:db8::2]:2"))
+    state = desired(netmap(SELF, member), LINK, SELF.public_key, now=NOW, choose=lambda endpoints: endpoints[-1])
+    assert state.peers[member.public_key].endpoint == Endpoint("2001:db8::2", 2)
+
+
+# --- plan: nothing to something ---------------------------------------------------------------------------------------
+
+
+def test_from_nothing_the_table_comes_first_and_the_routes_last() -> None:
+    operations = plan(want(netmap(SELF, PEER)), NOTHING)
+    assert [type(operation) for operation in operations] == [
+        ReplaceTable,
+        CreateLink,
+        SetLink,
+        SetDevice,
+        PeerChange,
+        AddAddress,
+        AddAddress,
+        SetLink,
+        PutRoute,
+        PutRoute,
+    ]
+
+
+def test_when_all_is_there_there_is_nothing_to_do() -> None:
+    state = want(netmap(SELF, PEER, OTHER))
+    assert plan(state, reached(state)) == ()
+
+
+def test_a_new_peer_is_one_change_and_the_tables_elements() -> None:
+    before, after = want(netmap(SELF, PEER)), want(netmap(SELF, PEER, OTHER))
+    table, peer = plan(after, reached(before))
+    assert isinstance(table, ChangeTable)
+    assert peer == PeerChange(
+        "add",
+        "n3",
+        OTHER.public_key,
+        allowed_ips=tuple(sorted(after.peers[OTHER.public_key].allowed_ips)),
+        replace_allowed_ips=True,
+    )
+
+
+def test_a_peer_that_left_the_map_is_removed() -> None:
+    before, after = want(netmap(SELF, PEER, OTHER)), want(netmap(SELF, PEER))
+    assert plan(after, reached(before))[-1] == PeerChange("remove", "", OTHER.public_key)
+
+
+def test_when_no_present_peer_is_wanted_all_go_with_one_flag() -> None:
+    before, after = want(netmap(SELF, PEER)), want(netmap(SELF, OTHER))
+    changes = plan(after, reached(before))[1:]
+    assert [type(change) for change in changes] == [SetDevice, PeerChange]
+    assert changes[0] == SetDevice(replace_peers=True)
+    assert isinstance(changes[1], PeerChange)
+    assert changes[1].action == "add"
+
+
+# --- plan: fields of a peer -------------------------------------------------------------------------------------------
+
+BASE = want(netmap(SELF, PEER))
+KEY = PEER.public_key
+
+
+def only_change(state: Desired, found: Observed) -> PeerChange:
+    (change,) = plan(state, found)
+    assert isinstance(change, PeerChange)
+    assert change.action == "change"
+    return change
+
+
+def with_wanted(**changes: object) -> Desired:
+    return replace(BASE, peers={KEY: replace(BASE.peers[KEY], **changes)})  # type: ignore[arg-type]  # fields by name
+
+
+def test_keepalive_that_vanished_is_turned_off() -> None:
+    assert only_change(BASE, with_peer(reached(BASE), KEY, keepalive=25)).keepalive == 0
+
+
+def test_a_preshared_key_that_vanished_is_cleared() -> None:
+    assert (
+        only_change(BASE, with_peer(reached(BASE), KEY, preshared_key=bytes([7] * 32))).preshared_key
+        == NO_PRESHARED_KEY
+    )
+
+
+def test_a_preshared_key_is_in_no_text() -> None:
+    secret = bytes(range(32))
+    change = only_change(with_wanted(preshared_key=secret), reached(BASE))
+    assert change.preshared_key == secret
+    for text in (str(change), repr(change), repr(with_wanted(preshared_key=secret))):
+        assert secret.hex() not in text
+        assert repr(secret) not in text
+
+
+def test_an_allowed_ip_that_is_missing_is_added_without_touching_the_others() -> None:
+    found = with_peer(reached(BASE), KEY, allowed_ips=frozenset({Network.host(PEER.address)}))
+    change = only_change(BASE, found)
+    assert change.allowed_ips == (Network.host(PEER.address6),)
+    assert not change.replace_allowed_ips
+
+
+def test_an_allowed_ip_too_many_is_taken_away_by_writing_the_whole_list() -> None:
+    extra = Network.parse("10.0.0.0/8")
+    found = with_peer(reached(BASE), KEY, allowed_ips=BASE.peers[KEY].allowed_ips | {extra})
+    change = only_change(BASE, found)
+    assert set(change.allowed_ips) == BASE.peers[KEY].allowed_ips
+    assert change.replace_allowed_ips
+
+
+# --- plan: endpoints --------------------------------------------------------------------------------------------------
+
+ROAMED = Endpoint("198.51.100.9", 4242)
+
+
+def test_a_peer_that_roamed_is_left_where_it_is() -> None:
+    assert plan(BASE, with_peer(reached(BASE), KEY, endpoint=ROAMED)) == ()
+
+
+def test_a_new_hint_is_written_although_the_peer_talks() -> None:
+    hint = Endpoint("192.0.2.77", 51820)
+    found = with_peer(reached(BASE), KEY, endpoint=ROAMED)
+    assert only_change(with_wanted(endpoint=hint), found).endpoint == hint
+
+
+@pytest.mark.parametrize("last_handshake", [0.0, NOW - STALE_HANDSHAKE])
+def test_a_peer_that_fell_silent_is_looked_for_where_the_hint_says(last_handshake: float) -> None:
+    found = with_peer(reached(BASE), KEY, endpoint=ROAMED, last_handshake=last_handshake)
+    assert only_change(BASE, found).endpoint == BASE.peers[KEY].endpoint
+
+
+def test_a_peer_is_not_silent_a_second_before() -> None:
+    found = with_peer(reached(BASE), KEY, endpoint=ROAMED, last_handshake=NOW - STALE_HANDSHAKE + 1)
+    assert plan(BASE, found) == ()
+
+
+def test_after_a_restart_a_peer_that_talks_is_left_where_it_is() -> None:
+    found = replace(with_peer(reached(BASE), KEY, endpoint=ROAMED), hints={})
+    assert plan(BASE, found) == ()
+
+
+def test_a_peer_without_a_hint_keeps_its_endpoint() -> None:
+    found = with_peer(reached(BASE), KEY, endpoint=ROAMED, last_handshake=0.0)
+    assert plan(with_wanted(endpoint=None), found) == ()
+
+
+# --- plan: order and safety -------------------------------------------------------------------------------------------
+
+
+def test_an_address_that_moves_is_taken_from_its_old_owner_before_the_table_changes() -> None:
+    before = want(netmap(SELF, PEER, OTHER))
+    taken = replace(OTHER, address=PEER.address)
+    moved = want(netmap(SELF, replace(PEER, address="100.64.0.99"), taken))
+    operations = plan(moved, reached(before))
+    assert operations[0] == PeerChange(
+        "change", "n2", KEY, allowed_ips=(Network.host(PEER.address6),), replace_allowed_ips=True
+    )
+    assert isinstance(operations[1], ChangeTable)
+    later = [operation for operation in operations[2:] if isinstance(operation, PeerChange)]
+    assert {change.name: change.replace_allowed_ips for change in later} == {"n2": False, "n3": True}
+
+
+def test_an_address_that_moves_from_a_removed_peer_is_free_before_the_table_changes() -> None:
+    before = want(netmap(SELF, PEER, OTHER))
+    operations = plan(want(netmap(SELF, replace(OTHER, address=PEER.address))), reached(before))
+    assert operations[0] == PeerChange("remove", "", KEY)
+    assert isinstance(operations[1], ChangeTable)
+    assert sum(isinstance(operation, PeerChange) and operation.public_key == KEY for operation in operations) == 1
+
+
+def test_an_address_change_adds_the_new_before_it_removes_the_old() -> None:
+    new = replace(SELF, address="100.64.0.50")
+    operations = plan(want(netmap(new, PEER)), reached(want(netmap(SELF, PEER))))
+    assert [type(operation) for operation in operations] == [ChangeTable, AddAddress, PutRoute, RemoveAddress]
+    assert operations[2] == PutRoute(
+        next(r for r in want(netmap(new)).routes if r.destination.length == 16), replace=True
+    )
+
+
+def test_a_link_of_another_program_is_an_error_with_the_remedy() -> None:
+    found = replace(NOTHING, link=ObservedLink(index=3, kind="dummy", mtu=1500, up=True, ours=False))
+    with pytest.raises(KernelError, match=r"'wardmesh0' is taken by a dummy link .* choose another name"):
+        plan(BASE, found)
+
+
+def test_a_link_of_the_other_backend_is_replaced() -> None:
+    found = reached(BASE, link=ObservedLink(index=3, kind="tun", mtu=1420, up=True, ours=True), device=None)
+    operations = plan(BASE, found)
+    assert isinstance(operations[0], RemoveLink)
+    assert CreateLink("wardmesh0", "kernel") in operations
+    assert {change.action for change in operations if isinstance(change, PeerChange)} == {"add"}
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [({"table_present": False}, "not there"), ({"ruleset": None}, "not known")],
+)
+def test_a_table_that_is_gone_or_unknown_is_written_whole(lost: dict[str, object], reason: str) -> None:
+    (operation,) = plan(BASE, reached(BASE, **lost))
+    assert isinstance(operation, ReplaceTable)
+    assert reason in str(operation)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"addresses": frozenset({Network.host(SELF.address)})}, "add address fd77:7761:7264::1/128"),
+        ({"routes": frozenset()}, "add route 100.64.0.0/16 src 100.64.0.1"),
+        ({"link": ObservedLink(7, "wireguard", 1300, up=False, ours=True)}, "set link wardmesh0 up"),
+    ],
+)
+def test_what_somebody_removed_is_put_back(change: dict[str, object], words: str) -> None:
+    assert words in [str(operation) for operation in plan(BASE, reached(BASE, **change))]
+
+
+def test_another_private_key_is_set_and_not_shown() -> None:
+    private = os.urandom(32)
+    (operation,) = plan(replace(BASE, public_key=OTHER.public_key), reached(BASE))
+    assert operation == SetDevice(public_key=OTHER.public_key)
+    assert private.hex() not in str(operation)
+
+
+@given(st.sets(st.integers(2, 9)), st.sets(st.integers(2, 9)))
+def test_the_peers_after_the_changes_are_the_wanted_ones(present: set[int], wanted: set[int]) -> None:
+    members = {number: _MEMBERS[number] for number in range(2, 10)}
+    found = reached(want(netmap(SELF, *(members[number] for number in sorted(present)))))
+    state = want(netmap(SELF, *(members[number] for number in sorted(wanted))))
+    peers = set(found.peers)
+    for operation in plan(state, found):
+        if isinstance(operation, SetDevice) and operation.replace_peers:
+            peers.clear()
+        if isinstance(operation, PeerChange):
+            (peers.discard if operation.action == "remove" else peers.add)(operation.public_key)
+    assert peers == set(state.peers)
+
+
+_MEMBERS = {number: Member(number) for number in range(2, 10)}
