@@ -241,8 +241,8 @@ def leave(
         left = ask(config.socket, LeaveRequest(force=force), Left, patience=90)
     except NotRunningError:
         left = daemon.leave_without_daemon(config, force=force)
-    for item in left.removed:
-        typer.echo(f"removed {item}")
+    for line in left.done:
+        typer.echo(line)
     if not left.told:
         _say("warning: the controller was not told and still lists this node: remove it with `wardmesh node delete`")
 

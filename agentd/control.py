@@ -100,6 +100,7 @@ class Control:
         self._connected: datetime | None = None
         self._renewal_not_before = 0.0  # in the event loop's time
         self._changed = asyncio.Event()
+        self._leaving = False
         self._reported: HostReport | None = None
         self._told: Outcome | None = None
         self._first: Revision | None = None  # what this connection began with
@@ -112,6 +113,10 @@ class Control:
         if session.phase is Phase.WAITING:
             retry = datetime.fromtimestamp(self._since.timestamp() + session.pause, UTC)
         return Standing(session.phase, self._since, self._connected, self._error, retry)
+
+    def leave(self, *, leaving: bool) -> None:
+        """The host leaves by its own will (or, after all, does not): being removed is then no news."""
+        self._leaving = leaving
 
     def changed(self) -> None:
         """Something that the controller should know may have changed: the host's report, or what is in force."""
@@ -132,7 +137,7 @@ class Control:
             return
         self._since = datetime.now(UTC)
         log.debug("%s: %s, then %s", before.phase, event, self._session.phase)
-        if event in {Event.REMOVED, Event.DISABLED}:
+        if event in {Event.REMOVED, Event.DISABLED} and not self._leaving:
             self._deny(event)
         if self._session.phase is Phase.STREAMING:
             self._connected, self._error = self._since, None
@@ -328,7 +333,7 @@ class Control:
         return Event.LOST
 
     def _fail(self, error: str) -> None:
-        if error != self._error:
+        if error != self._error and not self._leaving:
             log.warning("%s", error)
         self._error = error
 

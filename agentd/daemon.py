@@ -27,7 +27,7 @@ from .keys import WireguardKey
 from .leave import leave
 from .local_api import Answer, Left, Request
 from .local_server import listening, serve
-from .model import LinkSettings
+from .model import KernelError, LinkSettings
 from .netmap import load
 from .reconcile import Reconciler
 from .sd_notify import notify
@@ -169,10 +169,15 @@ class _Daemon:
             self._end(0)
 
     async def _leave(self, force: bool) -> Left:
-        async with self._applier.paused():
-            left = await leave(self._state, self._kernel, force=force)
-            log.info("left the mesh %s", self._node.mesh.name)
-            self._applier.retire()
+        self._control.leave(leaving=True)
+        try:
+            async with self._applier.paused():
+                left = await leave(self._state, self._kernel, force=force)
+                self._applier.retire()
+        except (AgentError, KernelError):
+            self._control.leave(leaving=False)
+            raise
+        log.info("left the mesh %s", self._node.mesh.name)
         return left
 
     async def _watch_drift(self) -> None:

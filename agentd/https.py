@@ -1,20 +1,21 @@
 """The few requests that agentd makes over REST: the mesh CA, enrol, renew, leave. TLS 1.3, one trust root, no proxies.
 
 Every answer is bounded and parsed into a wire message; whatever else comes back is a ControllerError that names the
-controller. Knows nothing of files or kernels. Synchronous: it runs a few times in a host's life (in a thread, then).
+controller. Knows nothing of files or kernels. Synchronous, and on the standard library: it runs a few times in a
+host's life (in a thread, then), and a larger client would stay in the daemon's memory for all of it.
 """
 
 import hashlib
+import http.client
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from http import HTTPStatus
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
-import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import ValidationError
@@ -29,8 +30,9 @@ from .explain import unreachable
 __all__ = ["Controller", "fetch_ca", "retrying", "trusting", "with_client_certificate"]
 
 _LIMIT: Final = 1024 * 1024
-_PATIENCE: Final = 30  # seconds for one whole answer; the timeouts below are for its parts
-_TIMEOUT: Final = httpx.Timeout(10, connect=5)
+_CHUNK: Final = 64 * 1024
+_PATIENCE: Final = 30  # seconds for one whole answer
+_TIMEOUT: Final = 10  # seconds for any one step of it
 # Seconds between attempts: a controller that restarts is back within them.
 _PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 4.0)
 
@@ -69,8 +71,8 @@ def fetch_ca(url: str, pin: str) -> tuple[str, datetime | None]:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with Controller(url, context) as controller:
-        body = controller.get("/ca.pem")
+    controller = Controller(url, context)
+    body = controller.get("/ca.pem")
     try:
         certificate = x509.load_pem_x509_certificate(body)
     except ValueError as error:
@@ -90,27 +92,20 @@ def fetch_ca(url: str, pin: str) -> tuple[str, datetime | None]:
 
 
 class Controller:
-    """One controller, reached over one verified connection. Use as a context manager."""
+    """One controller, whose certificate `context` verifies. `clock` is what its last answer said."""
 
     def __init__(self, url: str, context: ssl.SSLContext, clock: datetime | None = None) -> None:
         self.url = url.rstrip("/")
-        self.clock = clock  # what its last answer said
-        self._client = httpx.Client(verify=context, timeout=_TIMEOUT, trust_env=False, follow_redirects=False)
-
-    def __enter__(self) -> "Controller":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+        self.clock = clock
+        self._context = context
 
     def get(self, path: str) -> bytes:
         """The body of a GET. Raises ControllerError."""
-        return self._request("GET", path, None, {})
+        return self._request("GET", path)
 
     def post(self, path: str, message: Message, answer: type[M]) -> M:
         """Send `message`, return the answer. Raises ControllerError."""
-        content = message.model_dump_json().encode()
-        body = self._request("POST", path, content, {"Content-Type": "application/json"})
+        body = self._request("POST", path, message.model_dump_json().encode())
         try:
             return answer.model_validate_json(body)
         except ValidationError as error:
@@ -118,26 +113,41 @@ class Controller:
 
     def delete(self, path: str) -> None:
         """Send a DELETE. Raises ControllerError."""
-        self._request("DELETE", path, None, {})
+        self._request("DELETE", path)
 
-    def _request(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> bytes:
-        with _explained(self), self._client.stream(method, self.url + path, content=body, headers=headers) as response:
+    def _request(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        parts = urlsplit(self.url)
+        headers = {"Content-Type": "application/json"} if body else {}
+        connection = http.client.HTTPSConnection(
+            parts.hostname or "", parts.port, timeout=_TIMEOUT, context=self._context
+        )
+        try:
+            connection.request(method, parts.path + path, body, headers)
+            response = connection.getresponse()
             self.clock = parse_date(response.headers.get("Date"))
-            answer, deadline = bytearray(), time.monotonic() + _PATIENCE
-            for chunk in response.iter_bytes():
-                answer += chunk
-                if len(answer) > _LIMIT or time.monotonic() > deadline:
-                    raise ControllerError(
-                        f"the answer of the controller at {self.url} does not end (more than {_LIMIT // 1024} KiB or "
-                        f"{_PATIENCE} s): something else is listening at that address; check it",
-                        final=True,
-                    )
-        if response.is_success:
-            return bytes(answer)
-        raise self._refusal(response, bytes(answer))
+            answer = self._read(response)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise unreachable(self.url, error, self.clock) from error
+        finally:
+            connection.close()
+        if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+            return answer
+        raise self._refusal(response, answer)
 
-    def _refusal(self, response: httpx.Response, body: bytes) -> ControllerError:
-        status = response.status_code
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        answer, deadline = bytearray(), time.monotonic() + _PATIENCE
+        while chunk := response.read1(_CHUNK):
+            answer += chunk
+            if len(answer) > _LIMIT or time.monotonic() > deadline:
+                raise ControllerError(
+                    f"the answer of the controller at {self.url} does not end (more than {_LIMIT // 1024} KiB or "
+                    f"{_PATIENCE} s): something else is listening at that address; check it",
+                    final=True,
+                )
+        return bytes(answer)
+
+    def _refusal(self, response: http.client.HTTPResponse, body: bytes) -> ControllerError:
+        status = response.status
         try:
             problem = Problem.model_validate_json(body)
         except ValidationError:
@@ -158,20 +168,6 @@ class Controller:
             "check the address and that its version matches this agentd",
             final=True,
         )
-
-
-@contextmanager
-def _explained(controller: Controller) -> Iterator[None]:
-    """Turn httpx's and OpenSSL's errors into a sentence."""
-    url = controller.url
-    try:
-        yield
-    except httpx.TimeoutException as error:
-        raise ControllerError(
-            f"the controller at {url} does not answer: check the address, and that a firewall lets TCP through"
-        ) from error
-    except (httpx.TransportError, httpx.InvalidURL, httpx.DecodingError) as error:
-        raise unreachable(url, error, controller.clock) from error
 
 
 def retrying(action: Callable[[], T], *, on_retry: Callable[[ControllerError], None]) -> T:

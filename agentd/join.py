@@ -130,8 +130,8 @@ def _enrol(target: JoinString, request: EnrolRequest, say: Callable[[str], None]
     ca, clock = retrying(lambda: _trust_root(target), on_retry=on_retry)
     if skew(datetime.now(UTC), clock):
         say(f"warning: {describe_clocks(datetime.now(UTC), clock)}")
-    with Controller(target.url, trusting(ca), clock) as controller:
-        answer = retrying(lambda: controller.post("/api/v1/enrol", request, EnrolResponse), on_retry=on_retry)
+    controller = Controller(target.url, trusting(ca), clock)
+    answer = retrying(lambda: controller.post("/api/v1/enrol", request, EnrolResponse), on_retry=on_retry)
     return ca, answer
 
 
@@ -170,8 +170,7 @@ def _undo(target: JoinString, ca: str | None, answer: EnrolResponse, keys: _Keys
     """Take the node off the controller's list again; returns how that went, for the end of the sentence."""
     try:
         context: SSLContext = with_client_certificate(trusting(ca), answer.certificate.encode(), keys.identity.text)
-        with Controller(target.url, context) as controller:
-            controller.delete("/api/v1/nodes/self")
+        Controller(target.url, context).delete("/api/v1/nodes/self")
     except (ControllerError, OSError) as error:
         return f"the controller still lists the node {answer.name!r}, remove it there: {error}"
     return "the enrolment was undone; its key may be used up, then make a new one"

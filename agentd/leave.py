@@ -32,7 +32,7 @@ async def leave(state: StateDir, kernel: Removable, *, force: bool) -> Left:
     told = await asyncio.to_thread(_tell, state, force=force)
     operations = await kernel.remove()
     files = await asyncio.to_thread(state.clear, directory=True)
-    return Left(told=told, removed=tuple(str(item) for item in (*operations, *files)))
+    return Left(told=told, done=(*map(str, operations), *(f"remove {path}" for path in files)))
 
 
 def _tell(state: StateDir, *, force: bool) -> bool:
@@ -57,9 +57,8 @@ def tell_controller(state: StateDir, node: NodeFile) -> None:
     if ca is None or certificate is None or key is None:
         raise StateError(f"{state.path} has lost the node's identity")
     context = with_client_certificate(trusting(None if node.trust == "system" else ca.decode()), certificate, key)
-    with Controller(node.url, context) as controller:
-        try:
-            controller.delete("/api/v1/nodes/self")
-        except ControllerError as error:
-            if error.kind != _GONE:
-                raise
+    try:
+        Controller(node.url, context).delete("/api/v1/nodes/self")
+    except ControllerError as error:
+        if error.kind != _GONE:
+            raise

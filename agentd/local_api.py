@@ -188,7 +188,7 @@ class Left(Message):
 
     answer: Literal["left"] = "left"
     told: bool
-    removed: tuple[str, ...]
+    done: tuple[str, ...]
 
 
 class Failure(Message):

@@ -38,8 +38,7 @@ def renew(state: StateDir, node: NodeFile) -> x509.Certificate:
         )
     request = RenewRequest(certificate=old.decode(), csr=identity.request(node.node_id))
     context = trusting(None if node.trust == "system" else ca.decode())
-    with Controller(node.url, context) as controller:
-        answer = controller.post("/api/v1/renew", request, RenewResponse)
+    answer = Controller(node.url, context).post("/api/v1/renew", request, RenewResponse)
     try:
         certificate = x509.load_pem_x509_certificate(answer.certificate.encode())
     except ValueError as error:

@@ -81,7 +81,8 @@ def _facts(answer: Status) -> list[tuple[str, Text | str]]:
 def _controller(answer: Status) -> Text:
     controller = answer.controller
     if controller.connected:
-        return Text.assemble((f"connected to {controller.url}", "green"), f" for {_age(controller.connected)}")
+        trouble = f"; {controller.error}" if controller.error else ""
+        return Text.assemble((f"connected to {controller.url}", "green"), f" for {_age(controller.connected)}{trouble}")
     again = f"; next attempt in {_ahead(controller.retry)}" if controller.retry else ""
     return Text.assemble((f"{controller.phase}", "yellow"), f" ({controller.url}): {controller.error or '-'}{again}")
 

@@ -37,13 +37,13 @@ async def handle(request: Request) -> Answer:
         case DiffRequest():
             return Diff(operations=("x" * 1_000_000,))
         case LeaveRequest():
-            return Left(told=True, removed=())
+            return Left(told=True, done=())
         case PeersRequest():
             raise AgentError("one clear sentence")
         case WhoisRequest():
             raise ZeroDivisionError
         case _:
-            return Left(told=False, removed=())
+            return Left(told=False, done=())
 
 
 @asynccontextmanager
@@ -126,7 +126,7 @@ async def test_who_hangs_up_disturbs_nobody(path: Path) -> None:
 async def test_the_daemon_hears_that_its_answer_was_written(path: Path) -> None:
     async with daemon(path):
         await asyncio.to_thread(ask, path, LeaveRequest(), Left)
-        assert answered == [Left(told=True, removed=())]
+        assert answered == [Left(told=True, done=())]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
