@@ -30,7 +30,7 @@ def follow_links(path: str, bases: Sequence[str]) -> None:
             root = resolve(base)
             if real == root or real.startswith(root.rstrip("/") + "/"):
                 return
-    raise PathError(f"{path!r} leads through a symbolic link to somewhere else")
+    raise PathError("it leads through a symbolic link to somewhere else")
 
 
 def resolve(path: str) -> str:
@@ -53,7 +53,7 @@ def resolve(path: str) -> str:
             continue
         links += 1
         if links > _MOST_LINKS:
-            raise PathError(f"{path!r} leads through more than {_MOST_LINKS} symbolic links")
+            raise PathError(f"it leads through more than {_MOST_LINKS} symbolic links")
         if target.startswith("/"):
             real = ""
         pending += [part for part in target.split("/") if part not in ("", ".")][::-1]
@@ -66,4 +66,4 @@ def _link_target(path: str) -> str | None:
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOENT):  # no link; not there yet
             return None
-        raise PathError(f"{path!r} cannot be checked for symbolic links: {error.strerror}") from error
+        raise PathError(f"it cannot be checked for symbolic links: {error.strerror}") from error

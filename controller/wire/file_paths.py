@@ -24,7 +24,7 @@ _FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 class PathError(ValueError):
-    """The path is not below the base, or cannot be judged; the message says which, and what to write instead."""
+    """The path is not below the base, or cannot be judged. The message says why and does not repeat the path."""
 
 
 def check_base(value: str) -> str:
@@ -52,7 +52,7 @@ def compile_under(bases: Iterable[str]) -> Callable[[str], None]:
             raise PathError(str(found))
         for absolute, names in found:
             if not any(absolute == rooted and names[: len(base)] == base for rooted, base in parsed):
-                raise PathError(f"{value[:256]!r} is not below {' or '.join(bases)}")
+                raise PathError(f"it is not below {' or '.join(bases)}")
 
     return check
 
@@ -71,7 +71,7 @@ def readings(value: str) -> list[str]:
     Raises PathError when a decoding is malformed or does not end.
     """
     if len(value) > _LONGEST_PATH:
-        raise PathError(f"the path has {len(value)} characters: at most {_LONGEST_PATH} are read")
+        raise PathError(f"it has {len(value)} characters: at most {_LONGEST_PATH} are read")
     if "%" not in value and value.isascii():
         return [value]
     found = [value]
@@ -80,46 +80,46 @@ def readings(value: str) -> list[str]:
             if other not in found:
                 found.append(other)
         if len(found) > 8:
-            raise PathError(f"{value!r} is encoded too many times: write the path plainly")
+            raise PathError("it is encoded too many times: write the path plainly")
     return found
 
 
 def segments(path: str) -> list[str]:
     """The names of a path, without empty ones and `.`. Raises PathError for what has more than one reading."""
     if not path:
-        raise PathError("the path is empty")
+        raise PathError("it is empty")
     if "\\" in path:
-        raise PathError("the path has a backslash: write '/'")
+        raise PathError("it has a backslash: write '/'")
     if not (path.isascii() and path.isprintable()):
         _check_characters(path)
     if path.startswith("//"):
-        raise PathError("the path starts with two slashes, which some systems read as a host: write one")
+        raise PathError("it starts with two slashes, which some systems read as a host: write one")
     names = [name for name in path.split("/") if name not in ("", ".")]
     for name in names:
         if _DOTS.fullmatch(name) or name[-1] == " ":
-            raise PathError(f"the path has the segment {name!r}: write it without, from the start")
+            raise PathError(f"it has the segment {name!r}: write the whole path without")
     if not path.startswith("/") and names and (":" in names[0] or names[0][0] == "~"):
-        raise PathError(f"the path starts with {names[0]!r}, which is no directory: write a plain path")
+        raise PathError(f"it starts with {names[0]!r}, which is no directory: write a plain path")
     return names
 
 
 def _check_characters(path: str) -> None:
     for character in path:
         if unicodedata.category(character) in _FORBIDDEN_CATEGORIES or character in _LOOK_ALIKE:
-            raise PathError(f"the path has the character U+{ord(character):04X}, which is not read alike everywhere")
+            raise PathError(f"it has the character U+{ord(character):04X}, which is not read alike everywhere")
 
 
 def _decoded(text: str) -> str:
     if "%" not in text:
         return text
     if re.search(r"%u[0-9A-Fa-f]{4}", text, re.IGNORECASE):
-        raise PathError(f"{text!r} has %uXXXX, which only some servers decode: write the path plainly")
+        raise PathError("it has %uXXXX, which only some servers decode: write the path plainly")
     if not _PERCENT.search(text):
         return text
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeError as error:  # also overlong forms such as %c0%ae, which some decoders take for a dot
-        raise PathError(f"{text!r} does not decode to UTF-8: write the path plainly") from error
+        raise PathError("it does not decode to UTF-8: write the path plainly") from error
 
 
 def _folded(text: str) -> str:

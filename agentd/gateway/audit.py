@@ -1,0 +1,252 @@
+"""What the audit trail says of a call, and where it goes: each record becomes one line of JSON in the spool.
+
+Arguments are a digest (SHA-256 of RFC 8785 canonical JSON) unless the service's rules ask for them, and then with
+secrets masked. What a client says of itself is marked unverified. Texts that callers choose are cut to a bound.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any, Final
+
+import orjson
+import rfc8785
+
+from controller.wire.matching import TextTest, compile_globs
+from controller.wire.mcp import AuditRules
+
+from .spool import FRAME_BYTES, SpoolWriter
+from .types import Allow, AuditEvent, AuditRecord, Call, Decision
+
+__all__ = ["AuditLog", "SpoolEvent", "arguments_digest", "describe", "masked"]
+
+_LONGEST_TEXT: Final = 1024
+_LARGEST_ARGUMENTS: Final = 16 * 1024
+_LARGEST_CANONICAL: Final = 256 * 1024
+MASKED: Final = "[masked]"
+# Secrets that give themselves away by their form, wherever they stand.
+_SECRET: Final = re.compile(
+    r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----"
+    r"|\bBearer\s+[\w.~+/=-]{8,}"
+    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+    r"|\b(?:gh[opsu]_|github_pat_|glpat-|sk-|xox[abprs]-|wm[ak]_|wmj1\.|AKIA|AIza)[\w-]{12,}",
+    re.ASCII,
+)
+# What must still find room when the spool is nearly full: the end of what was begun while there was some.
+_URGENT: Final = frozenset({AuditEvent.CALL_ENDED, AuditEvent.SESSION_CLOSED, AuditEvent.STREAM_REVOKED})
+# What does not happen when it cannot be recorded, if the service's rules say deny.
+_REFUSABLE: Final = frozenset({AuditEvent.CALL_ALLOWED, AuditEvent.SESSION_OPENED})
+
+
+class SpoolEvent(StrEnum):
+    """Events of the trail itself."""
+
+    GAP_OPENED = "gateway:audit:gap-opened"  # in the reserve, so that a crash cannot hide that there was a gap
+    GAP = "gateway:audit:gap"  # records that found no room: how many, and from when to when
+    RECOVERED = "gateway:audit:recovered"  # bytes that a crash left torn at the end of the spool
+
+
+def arguments_digest(call: Call) -> str:
+    """`sha256:HEX` of the arguments' canonical JSON; `sha256-body:HEX` of the raw body when that has no such form.
+
+    RFC 8785 has none for integers beyond 2^53, which not all parsers read alike; and a body beyond 256 KB would hold
+    up everybody's calls (9 us a KB).
+    """
+    try:
+        if len(call.body) > _LARGEST_CANONICAL:
+            return "sha256-body:" + hashlib.sha256(call.body).hexdigest()
+        canonical = rfc8785.dumps(dict(call.arguments or {}))
+    except rfc8785.CanonicalizationError:
+        return "sha256-body:" + hashlib.sha256(call.body).hexdigest()
+    return "sha256:" + hashlib.sha256(canonical).hexdigest()
+
+
+def masked(value: Any, is_secret: TextTest) -> Any:
+    """A JSON value without the values of members that `is_secret` names, and without texts that look like secrets."""
+    if isinstance(value, dict):
+        return {key: MASKED if is_secret(key) else masked(inner, is_secret) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [masked(inner, is_secret) for inner in value]
+    return _SECRET.sub(MASKED, value) if isinstance(value, str) else value
+
+
+def describe(record: AuditRecord, rules: AuditRules) -> dict[str, Any]:
+    """The record as it is written. Absent members are absent facts."""
+    caller = record.caller
+    line: dict[str, Any] = {
+        "event": record.event,
+        "time": record.time,
+        "id": record.id,
+        "service": record.service,
+        "caller": {"node": caller.node_id, "name": caller.name, "address": caller.address, "key": caller.public_key},
+    }
+    if record.call is not None:
+        line["call"] = _call(record.call, rules, whole=record.event is not AuditEvent.CALL_ENDED)
+    if record.decision is not None:
+        line["decision"] = _decision(record.decision)
+    if record.outcome is not None:
+        line["outcome"] = {key: value for key, value in asdict(record.outcome).items() if value is not None}
+        line["outcome"] = _clean(line["outcome"])
+    if record.session is not None:
+        # A digest: whoever reads the trail must not be able to continue the session.
+        line["session"] = "sha256:" + hashlib.sha256(record.session.encode()).hexdigest()[:32]
+    if record.detail is not None:
+        line["detail"] = _text(record.detail)
+    return line
+
+
+def _call(call: Call, rules: AuditRules, *, whole: bool) -> dict[str, Any]:
+    line: dict[str, Any] = {"era": call.era, "method": _text(call.method)}
+    if call.name is not None:
+        line["name"] = _text(_masked_query(call.name, _secret_names(rules.mask)))
+    if not whole:
+        return line
+    if call.request_id is not None:
+        line["request_id"] = _text(call.request_id) if isinstance(call.request_id, str) else call.request_id
+    if call.arguments is not None:
+        line["arguments_digest"] = arguments_digest(call)
+        if rules.arguments:
+            line |= _arguments(call.arguments, rules)
+    if call.client_info is not None:
+        line["client_unverified"] = {"name": _text(call.client_info.name), "version": _text(call.client_info.version)}
+    if call.trace is not None:
+        line["trace"] = {key: _text(value) for key, value in asdict(call.trace).items() if value is not None}
+    return line
+
+
+def _arguments(arguments: Mapping[str, Any], rules: AuditRules) -> dict[str, Any]:
+    clean = masked(dict(arguments), _secret_names(rules.mask))
+    size = len(orjson.dumps(clean))
+    return {"arguments": clean} if size <= _LARGEST_ARGUMENTS else {"arguments_bytes": size}
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    if isinstance(decision, Allow):
+        return {"allow": decision.grant}
+    line: dict[str, Any] = {"deny": int(decision.code), "message": _text(decision.message)}
+    if decision.grant_needed is not None:
+        line["grant_needed"] = _text(decision.grant_needed)
+    return line
+
+
+def _clean(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _text(value) if isinstance(value, str) else value for key, value in fields.items()}
+
+
+def _text(value: str) -> str:
+    value = value.encode("utf-8", "replace").decode()  # a lone surrogate has no UTF-8 form
+    return value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "…"
+
+
+def _masked_query(name: str, is_secret: TextTest) -> str:
+    """A URI or path, with the values of secret query parameters and the password of its authority masked."""
+    name = _SECRET.sub(MASKED, re.sub(r"(://[^/@\s:]{0,256}:)[^/@\s]{1,1024}@", rf"\1{MASKED}@", name))
+    path, mark, query = name.partition("?")
+    if not mark:
+        return name
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    return f"{path}?" + "&".join(k + e + (MASKED if e and is_secret(k) else v) for k, e, v in pairs)
+
+
+@lru_cache(maxsize=64)
+def _secret_names(globs: tuple[str, ...]) -> TextTest:
+    return compile_globs(globs, fold=True)
+
+
+@dataclass(slots=True)
+class _Gap:
+    """What was not recorded since the last record that was. `refused` calls did not happen, `dropped` events did."""
+
+    dropped: int = 0
+    refused: int = 0
+    since: float = 0.0
+    until: float = 0.0
+
+
+class AuditLog:
+    """The gateway's AuditSink. `rules_of` gives a service's rules now; None for a service that is no more."""
+
+    def __init__(
+        self,
+        writer: SpoolWriter,
+        rules_of: Callable[[str], AuditRules | None],
+        *,
+        sync_seconds: float = 1.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._writer = writer
+        self._rules_of = rules_of
+        self._sync_seconds = sync_seconds
+        self._gap = _Gap()
+        self._syncing: asyncio.Task[None] | None = None
+        self.disk_error: str | None = None
+        if writer.torn_bytes:
+            line = {"event": SpoolEvent.RECOVERED, "time": clock(), "torn_bytes": writer.torn_bytes}
+            self._append(orjson.dumps(line), urgent=True)
+
+    @property
+    def gap(self) -> int:
+        """Records that found no room and are not yet accounted for in the trail."""
+        return self._gap.dropped + self._gap.refused
+
+    def start(self) -> None:
+        """Sync regularly from now on, in a thread of the running loop."""
+        self._syncing = asyncio.create_task(self._sync_regularly())
+
+    async def close(self) -> None:
+        """Write what is left and sync."""
+        if self._syncing is not None:
+            self._syncing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._syncing
+        self._close_gap()
+        await asyncio.to_thread(self._writer.close)
+
+    def record(self, record: AuditRecord) -> bool:
+        """Take the record. False: there is no room and the service's rules are to deny what cannot be recorded."""
+        rules = self._rules_of(record.service) or AuditRules()
+        urgent = record.event in _URGENT
+        payload = orjson.dumps(describe(record, rules))
+        # In order, but for the end of a call, which may use the reserve before the gap is closed.
+        if (self._close_gap(len(payload)) or urgent) and self._append(payload, urgent=urgent):
+            return True
+        if not self.gap:
+            self._append(orjson.dumps({"event": SpoolEvent.GAP_OPENED, "time": record.time}), urgent=True)
+            self._gap.since = record.time
+        refused = record.event in _REFUSABLE and rules.full == "deny"
+        self._gap.until = max(self._gap.until, record.time)
+        self._gap.dropped += not refused
+        self._gap.refused += refused
+        return rules.full == "drop"
+
+    def _append(self, payload: bytes, *, urgent: bool) -> bool:
+        if self.disk_error is not None and not urgent:
+            return False  # a disk that loses what it took is as good as full
+        return self._writer.append(payload, urgent=urgent)
+
+    def _close_gap(self, following: int = 0) -> bool:
+        """Account for what found no room, once there is room for that and for the `following` bytes. True: no gap."""
+        if not self.gap:
+            return True
+        payload = orjson.dumps({"event": SpoolEvent.GAP, "time": self._gap.until, **asdict(self._gap)})
+        if not self._writer.has_room(len(payload) + following + 2 * FRAME_BYTES):
+            return False
+        if not self._append(payload, urgent=False):
+            return False
+        self._gap = _Gap()
+        return True
+
+    async def _sync_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._sync_seconds)
+            try:
+                await asyncio.to_thread(self._writer.sync)
+                self.disk_error = None
+            except OSError as error:
+                self.disk_error = str(error)

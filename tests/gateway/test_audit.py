@@ -1,0 +1,244 @@
+"""The audit trail: what is written of a call, what never is, and what happens when there is no room."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rfc8785
+
+from agentd.gateway.audit import AuditLog, SpoolEvent, arguments_digest, describe
+from agentd.gateway.spool import SpoolReader, SpoolWriter
+from agentd.gateway.types import Allow, AuditEvent, AuditRecord, Call, ClientInfo, Deny, Outcome, TraceContext
+from controller.wire.mcp import AuditRules
+
+from .policies import caller
+
+SMALL = {"most_bytes": 40_000, "segment_bytes": 4_000, "reserve": 4_000}
+
+
+def make_call(arguments: Mapping[str, Any] | None = None, **fields: Any) -> Call:
+    return Call(
+        **{
+            "service": "github",
+            "era": "modern",
+            "method": "tools/call",
+            "name": "get_file",
+            "arguments": arguments,
+            "request_id": 7,
+            "body": b"{}",
+            **fields,
+        }
+    )
+
+
+def record(event: AuditEvent = AuditEvent.CALL_ALLOWED, **fields: Any) -> AuditRecord:
+    return AuditRecord(
+        **{
+            "event": event,
+            "time": 1000.0,
+            "id": "r1",
+            "service": "github",
+            "caller": caller(),
+            "call": make_call({"path": "/a"}),
+            "decision": Allow("g1"),
+            **fields,
+        }
+    )
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(entry.payload) for entry in SpoolReader(directory).read(100_000)]
+
+
+def test_a_record_says_who_what_and_why() -> None:
+    call = make_call(
+        {"path": "/a"}, client_info=ClientInfo("claude", "1"), trace=TraceContext("00-aa-bb-01", baggage="k=v")
+    )
+    line = describe(record(call=call, session="s3cret"), AuditRules())
+    assert line == {
+        "event": "gateway:call:allowed",
+        "time": 1000.0,
+        "id": "r1",
+        "service": "github",
+        "caller": {
+            "node": "n-agent-1",
+            "name": "agent-1",
+            "address": "192.0.2.1",
+            "key": "nPzpP0wYnqyYkmpDCYQ1qCZh7aiVwXZ4jq1K4wXJpzA=",
+        },
+        "call": {
+            "era": "modern",
+            "method": "tools/call",
+            "name": "get_file",
+            "request_id": 7,
+            "arguments_digest": "sha256:" + hashlib.sha256(b'{"path":"/a"}').hexdigest(),
+            "client_unverified": {"name": "claude", "version": "1"},
+            "trace": {"traceparent": "00-aa-bb-01", "baggage": "k=v"},
+        },
+        "decision": {"allow": "g1"},
+        "session": "sha256:" + hashlib.sha256(b"s3cret").hexdigest()[:32],
+    }
+
+
+def test_a_denial_and_an_end_are_told() -> None:
+    denied = describe(record(AuditEvent.CALL_DENIED, decision=Deny(40300, "no", "a grant")), AuditRules())
+    assert denied["decision"] == {"deny": 40300, "message": "no", "grant_needed": "a grant"}
+    ended = describe(record(AuditEvent.CALL_ENDED, outcome=Outcome(200, 10, 20, 0.5)), AuditRules())
+    assert ended["outcome"] == {"status": 200, "bytes_in": 10, "bytes_out": 20, "seconds": 0.5}
+    assert "arguments_digest" not in ended["call"]  # its CALL_ALLOWED, with the same id, has it
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ({"a": 1, "b": [1.0, "é"]}, {"b": [1, "\u00e9"], "a": 1.0}),
+        ({"\U0001f600": 1, "\ufb33": 2}, {"\ufb33": 2, "\U0001f600": 1}),
+    ],
+)
+def test_equal_arguments_have_equal_digests(left: dict[str, Any], right: dict[str, Any]) -> None:
+    assert arguments_digest(make_call(left)) == arguments_digest(make_call(right))
+    assert arguments_digest(make_call(left)) == "sha256:" + hashlib.sha256(rfc8785.dumps(left)).hexdigest()
+
+
+def test_arguments_without_a_canonical_form_are_digested_as_they_came() -> None:
+    call = make_call({"n": 2**60}, body=b'{"n":1152921504606846976}')
+    assert arguments_digest(call) == "sha256-body:" + hashlib.sha256(call.body).hexdigest()
+
+
+def test_arguments_are_written_by_option_and_secrets_never() -> None:
+    arguments = {
+        "path": "/a",
+        "Api_Key": "k-123456",
+        "nested": [{"my_password": {"a": 1}, "note": "use Bearer abcdefgh12345678 please"}],
+        "pem": "-----BEGIN RSA PRIVATE KEY-----",
+        "t": "ghp_abcdefghijklmnopqrst",
+    }
+    assert "arguments" not in describe(record(call=make_call(arguments)), AuditRules())["call"]
+    written = describe(record(call=make_call(arguments)), AuditRules(arguments=True))["call"]["arguments"]
+    assert written == {
+        "path": "/a",
+        "Api_Key": "[masked]",
+        "nested": [{"my_password": "[masked]", "note": "use [masked] please"}],
+        "pem": "[masked]",
+        "t": "[masked]",
+    }
+    assert arguments["Api_Key"] == "k-123456"  # the call itself is not changed
+
+
+def test_secrets_in_a_uri_are_masked() -> None:
+    call = make_call(method="resources/read", name="https://u:hunter2@h.example/x?access_token=abc&page=2")
+    name = describe(record(call=call), AuditRules())["call"]["name"]
+    assert name == "https://u:[masked]@h.example/x?access_token=[masked]&page=2"
+
+
+def test_texts_that_callers_choose_are_bounded() -> None:
+    big = "x" * 1_000_000
+    call = make_call({"a": big}, name=big, request_id=big, client_info=ClientInfo(big, big), trace=TraceContext(big))
+    line = describe(record(call=call, detail=big), AuditRules(arguments=True))
+    assert len(json.dumps(line)) < 12_000
+    assert line["call"]["arguments_bytes"] > 1_000_000
+
+
+def test_a_lone_surrogate_does_not_stop_the_trail(tmp_path: Path) -> None:
+    log = AuditLog(SpoolWriter(tmp_path), lambda _: AuditRules())
+    assert log.record(record(call=make_call(name="a\ud800b")))
+    assert lines(tmp_path)[0]["call"]["name"] == "a?b"
+
+
+def fill(log: AuditLog) -> int:
+    number = 0
+    while log.gap == 0:
+        log.record(record())
+        number += 1
+    return number - 1
+
+
+def test_a_full_spool_denies_by_default_and_still_records_the_ends(tmp_path: Path) -> None:
+    log = AuditLog(SpoolWriter(tmp_path, **SMALL), lambda _: AuditRules())
+    taken = fill(log)
+    assert taken > 20
+    assert log.record(record()) is False
+    assert log.record(record(AuditEvent.CALL_ENDED, decision=None, outcome=Outcome(200, 1, 1, 0.1))) is True
+    written = lines(tmp_path)
+    assert [line["event"] for line in written[taken:]] == [SpoolEvent.GAP_OPENED, AuditEvent.CALL_ENDED]
+
+
+def test_a_full_spool_may_drop_and_counts_the_gap(tmp_path: Path) -> None:
+    now = 0.0
+    writer = SpoolWriter(tmp_path, **SMALL, clock=lambda: now)
+    log = AuditLog(writer, lambda _: AuditRules(full="drop"))
+    fill(log)
+    assert all(log.record(record(time=1001.0 + number)) for number in range(5))
+    reader = SpoolReader(tmp_path)
+    reader.acknowledge(reader.read(100_000)[-1].seq)
+    now = 10.0
+    assert log.record(record(time=2000.0))
+    gap, after = (json.loads(entry.payload) for entry in reader.read())
+    assert gap == {
+        "event": "gateway:audit:gap",
+        "time": 1005.0,
+        "dropped": 6,
+        "refused": 0,
+        "since": 1000.0,
+        "until": 1005.0,
+    }
+    assert after["time"] == 2000.0
+    assert log.gap == 0
+
+
+def test_refused_calls_are_told_from_lost_events(tmp_path: Path) -> None:
+    now = 0.0
+    writer = SpoolWriter(tmp_path, **SMALL, clock=lambda: now)
+    log = AuditLog(writer, lambda _: AuditRules())
+    fill(log)
+    assert log.record(record(AuditEvent.CALL_DENIED)) is False
+    reader = SpoolReader(tmp_path)
+    reader.acknowledge(reader.read(100_000)[-1].seq)
+    now = 10.0
+    log.record(record())
+    gap = json.loads(reader.read()[0].payload)
+    assert (gap["refused"], gap["dropped"]) == (1, 1)
+
+
+def test_a_crash_is_told_in_the_trail(tmp_path: Path) -> None:
+    log = AuditLog(SpoolWriter(tmp_path), lambda _: AuditRules())
+    log.record(record())
+    log._writer.close()
+    (segment,) = tmp_path.glob("*.wal")
+    with segment.open("ab") as file:
+        file.write(b"torn")
+    AuditLog(SpoolWriter(tmp_path), lambda _: AuditRules(), clock=lambda: 5.0)
+    assert lines(tmp_path)[1] == {"event": "gateway:audit:recovered", "time": 5.0, "torn_bytes": 4}
+
+
+async def test_the_log_syncs_in_the_background_and_closes_whole(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path)
+    log = AuditLog(writer, lambda _: AuditRules(), sync_seconds=0.01)
+    log.start()
+    log.record(record())
+    async with asyncio.timeout(10):
+        while writer._dirty:
+            await asyncio.sleep(0.005)
+    log.record(record())
+    await log.close()
+    assert len(lines(tmp_path)) == 2
+
+
+async def test_a_disk_that_fails_to_sync_is_as_good_as_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("input/output error")
+
+    writer = SpoolWriter(tmp_path)
+    log = AuditLog(writer, lambda _: AuditRules(), sync_seconds=0.01)
+    monkeypatch.setattr(writer, "sync", fail)
+    log.start()
+    async with asyncio.timeout(10):
+        while log.disk_error is None:
+            await asyncio.sleep(0.005)
+    assert log.record(record()) is False
+    monkeypatch.undo()
+    await log.close()
