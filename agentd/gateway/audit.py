@@ -22,9 +22,9 @@ from controller.wire.matching import TextTest, compile_globs
 from controller.wire.mcp import AuditRules
 
 from .spool import FRAME_BYTES, SpoolWriter
-from .types import Allow, AuditEvent, AuditRecord, Call, Decision
+from .types import Allow, AuditEvent, AuditRecord, Call, Decision, Outcome
 
-__all__ = ["AuditLog", "SpoolEvent", "arguments_digest", "describe", "masked"]
+__all__ = ["AuditLog", "SpoolEvent", "arguments_digest", "canonical_json", "describe", "masked"]
 
 _LONGEST_TEXT: Final = 1024
 _LARGEST_ARGUMENTS: Final = 16 * 1024
@@ -61,10 +61,26 @@ def arguments_digest(call: Call) -> str:
     try:
         if len(call.body) > _LARGEST_CANONICAL:
             return "sha256-body:" + hashlib.sha256(call.body).hexdigest()
-        canonical = rfc8785.dumps(dict(call.arguments or {}))
+        canonical = canonical_json(dict(call.arguments or {}))
     except rfc8785.CanonicalizationError:
         return "sha256-body:" + hashlib.sha256(call.body).hexdigest()
     return "sha256:" + hashlib.sha256(canonical).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """RFC 8785. Raises rfc8785.CanonicalizationError for what has no such form."""
+    # orjson is ten times faster and writes the same where neither number format nor key order can differ.
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if _is_plain(value) else rfc8785.dumps(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """No floats, no integers beyond 2^53, and only ASCII keys, which sort alike in UTF-8 and UTF-16."""
+    kind = type(value)
+    if kind is dict:
+        return all(key.isascii() and _is_plain(inner) for key, inner in value.items())
+    if kind is list:
+        return all(map(_is_plain, value))
+    return kind is str or kind is bool or value is None or (kind is int and -(2**53) < value < 2**53)
 
 
 def masked(value: Any, is_secret: TextTest) -> Any:
@@ -91,8 +107,7 @@ def describe(record: AuditRecord, rules: AuditRules) -> dict[str, Any]:
     if record.decision is not None:
         line["decision"] = _decision(record.decision)
     if record.outcome is not None:
-        line["outcome"] = {key: value for key, value in asdict(record.outcome).items() if value is not None}
-        line["outcome"] = _clean(line["outcome"])
+        line["outcome"] = _outcome(record.outcome)
     if record.session is not None:
         # A digest: whoever reads the trail must not be able to continue the session.
         line["session"] = "sha256:" + hashlib.sha256(record.session.encode()).hexdigest()[:32]
@@ -135,17 +150,30 @@ def _decision(decision: Decision) -> dict[str, Any]:
     return line
 
 
-def _clean(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _text(value) if isinstance(value, str) else value for key, value in fields.items()}
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "status": outcome.status,
+        "bytes_in": outcome.bytes_in,
+        "bytes_out": outcome.bytes_out,
+        "seconds": outcome.seconds,
+    }
+    if outcome.error is not None:
+        line["error"] = outcome.error
+    if outcome.problem is not None:
+        line["problem"] = _text(outcome.problem)
+    return line
 
 
 def _text(value: str) -> str:
-    value = value.encode("utf-8", "replace").decode()  # a lone surrogate has no UTF-8 form
+    if not value.isascii():
+        value = value.encode("utf-8", "replace").decode()  # a lone surrogate has no UTF-8 form
     return value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "…"
 
 
 def _masked_query(name: str, is_secret: TextTest) -> str:
     """A URI or path, with the values of secret query parameters and the password of its authority masked."""
+    if "/" not in name and "?" not in name:
+        return _SECRET.sub(MASKED, name)
     name = _SECRET.sub(MASKED, re.sub(r"(://[^/@\s:]{0,256}:)[^/@\s]{1,1024}@", rf"\1{MASKED}@", name))
     path, mark, query = name.partition("?")
     if not mark:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agentd.gateway.audit import AuditLog, SpoolEvent, arguments_digest, describe
+from agentd.gateway.audit import AuditLog, SpoolEvent, arguments_digest, canonical_json, describe
 from agentd.gateway.spool import SpoolReader, SpoolWriter
 from agentd.gateway.types import Allow, AuditEvent, AuditRecord, Call, ClientInfo, Deny, Outcome, TraceContext
 from controller.wire.mcp import AuditRules
@@ -102,6 +104,26 @@ def test_a_denial_and_an_end_are_told() -> None:
 def test_equal_arguments_have_equal_digests(left: dict[str, Any], right: dict[str, Any]) -> None:
     assert arguments_digest(make_call(left)) == arguments_digest(make_call(right))
     assert arguments_digest(make_call(left)) == "sha256:" + hashlib.sha256(rfc8785.dumps(left)).hexdigest()
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**53) + 1, 2**53 - 1)
+        | st.text()
+        | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_the_fast_canonical_form_is_the_canonical_form(value: Any) -> None:
+    assert canonical_json(value) == rfc8785.dumps(value)
+
+
+def test_every_character_is_written_canonically() -> None:
+    for start in range(0, 0x11000, 256):
+        text = "".join(chr(c) for c in range(start, start + 256) if not 0xD800 <= c < 0xE000)
+        assert canonical_json([text]) == rfc8785.dumps([text])
 
 
 def test_arguments_without_a_canonical_form_are_digested_as_they_came() -> None:
