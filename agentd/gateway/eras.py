@@ -35,12 +35,15 @@ __all__ = [
     "mirrored_name",
     "trace_context",
     "unsupported_version",
+    "upstream_is_legacy",
+    "upstream_is_modern_only",
 ]
 
 MODERN_VERSIONS: Final = ("2026-07-28",)
 LEGACY_VERSIONS: Final = ("2025-11-25", "2025-06-18", "2025-03-26")  # newest first
 _HANDSHAKE_VERSIONS: Final = frozenset({*LEGACY_VERSIONS, "2024-11-05"})
 
+_PARSE_ERROR: Final = -32700
 METHOD_NOT_FOUND: Final = -32601
 INVALID_PARAMS: Final = -32602
 HEADER_MISMATCH: Final = -32020
@@ -102,11 +105,17 @@ def classify(headers: Headers, message: Message) -> Accepted | Refusal:
 
 
 def _modern(header: str | None, meta: Any, routing: Mapping[bytes, bytes], message: Message) -> Accepted | Refusal:
-    incomplete = _incomplete(meta, message)
-    if incomplete is not None:
-        return incomplete
-    version = meta[VERSION_KEY]
-    if header is None or header != version:
+    refusal = _incomplete(meta, message) or _contradicts(header, meta[VERSION_KEY], routing, message)
+    if refusal is not None:
+        return refusal
+    version, name = meta[VERSION_KEY], mirrored_name(message)
+    if version not in MODERN_VERSIONS:
+        return unsupported_version(version, message.id)
+    return name if isinstance(name, Refusal) else Accepted("modern", version, message, name)
+
+
+def _contradicts(header: str | None, claimed: Any, routing: Mapping[bytes, bytes], message: Message) -> Refusal | None:
+    if header is None or header != claimed:
         return _mismatch("MCP-Protocol-Version", "the protocol version of params._meta", message)
     if routing.get(b"mcp-method") != message.method.encode():
         return _mismatch("Mcp-Method", "the body's method", message)
@@ -115,9 +124,7 @@ def _modern(header: str | None, meta: Any, routing: Mapping[bytes, bytes], messa
         return name
     if name is not None and _decoded(routing.get(b"mcp-name")) != name:
         return _mismatch("Mcp-Name", f"the body's {_NAMED[message.method]!r} parameter", message)
-    if version not in MODERN_VERSIONS:
-        return unsupported_version(version, message.id)
-    return Accepted("modern", version, message, name)
+    return None
 
 
 def _incomplete(meta: Any, message: Message) -> Refusal | None:
@@ -175,6 +182,19 @@ def unsupported_version(requested: str, id: RequestId | None, supported: tuple[s
         id,
         {"supported": list(supported or (*MODERN_VERSIONS, *LEGACY_VERSIONS)), "requested": requested},
     )
+
+
+def upstream_is_legacy(status: int, code: int | None) -> bool:
+    """Is this the answer of a server that knows no modern revision, to a modern request that was valid?
+
+    The matrix of basic/versioning: a 4xx without a recognised modern error. `code`: of its JSON-RPC error, if any.
+    """
+    return status == 400 and code not in MODERN_ERRORS and code not in {_PARSE_ERROR, INVALID_PARAMS, METHOD_NOT_FOUND}
+
+
+def upstream_is_modern_only(status: int, code: int | None) -> bool:
+    """Is this the answer of a server that knows no legacy revision, to an `initialize` that was valid?"""
+    return status in {400, 404} and (code in MODERN_ERRORS or code in {INVALID_PARAMS, METHOD_NOT_FOUND})
 
 
 def client_info(message: Message) -> ClientInfo | None:

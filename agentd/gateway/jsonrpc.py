@@ -14,7 +14,7 @@ import orjson
 
 from .types import RequestId
 
-__all__ = ["INVALID_REQUEST", "PARSE_ERROR", "BodyError", "Message", "parse"]
+__all__ = ["INVALID_REQUEST", "PARSE_ERROR", "BodyError", "Message", "load", "parse"]
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -49,10 +49,11 @@ class Message:
 
 def parse(body: bytes, depth: int) -> Message:
     """Parse one message whose objects and arrays nest at most `depth` deep. Raises BodyError."""
-    return _message(_load(body, depth))
+    return _message(load(body, depth))
 
 
-def _load(body: bytes, depth: int) -> Any:
+def load(body: bytes, depth: int) -> Any:
+    """Any JSON text that everybody reads alike. Raises BodyError."""
     try:
         loaded = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -1,8 +1,8 @@
 """Server-sent events, read from a stream of bytes that is cut anywhere. Pure.
 
 Reads as the HTML standard says (section 9.2.6): lines end with CRLF, LF or CR, a blank line ends an event, a byte order
-mark at the start is no part of the stream. Every byte that goes in comes out again as part of exactly one event, unless the
-event is too large to be kept.
+mark at the start is no part of the stream. Every byte that goes in comes out again as part of exactly one event, unless
+that event is too large to be kept.
 """
 
 from dataclasses import dataclass

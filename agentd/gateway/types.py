@@ -47,8 +47,8 @@ Headers = Sequence[tuple[bytes, bytes]]  # names in lower case, values without s
 # Their results are rewritten to what the caller may use; they are the only results that are held back to be read first.
 LIST_METHODS: Final = frozenset({"tools/list", "prompts/list", "resources/list", "resources/templates/list"})
 
-# What a legacy client does besides calling, as `Call.method`: open the GET stream, DELETE its session, answer a request
-# of the server. Policy treats them like `ping`: allowed to whoever has any grant for the service.
+# What a legacy client does besides calling, as `Call.method` in the audit trail: open the GET stream, DELETE its
+# session, answer a request of the server. Policy is asked whether the caller may `ping`: any grant allows them.
 TRANSPORT_STREAM: Final = "transport/stream"
 TRANSPORT_TERMINATE: Final = "transport/terminate"
 TRANSPORT_RESPONSE: Final = "transport/response"
@@ -274,7 +274,10 @@ class UpstreamResponse(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop now; before the end this cancels the request upstream. Idempotent, never blocks."""
+        """Stop now; before the end this cancels the request upstream. Idempotent, never blocks.
+
+        A `read` that is waiting raises UpstreamError.
+        """
         ...
 
 

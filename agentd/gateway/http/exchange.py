@@ -13,7 +13,7 @@ from ..types import Headers
 from .head import BadRequestError, RequestHead, find, render_head
 
 if TYPE_CHECKING:
-    from .server import Connection
+    from .connection import Connection
 
 __all__ = ["Exchange"]
 

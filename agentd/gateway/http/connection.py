@@ -1,0 +1,365 @@
+"""One client's connection: the parser's events become exchanges, which one task serves in order.
+
+Knows how a request arrives and when it arrives too slowly; what it means is the app's.
+"""
+
+import asyncio
+import logging
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import httptools
+
+from .exchange import Exchange
+from .head import BadRequestError, check_request, render_head
+
+if TYPE_CHECKING:
+    from .server import Server
+
+__all__ = ["Connection"]
+
+log = logging.getLogger("agentd.gateway.http")
+
+# Some clients (Java's among them) offer HTTP/2 on every request; llhttp then stops before the body. What follows is
+# read by a parser that was told how long it is.
+_BODY_ONLY: Final = b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n"
+
+
+class Connection(asyncio.Protocol):
+    """One client. Its requests are served one after the other, by one task."""
+
+    __slots__ = (
+        "_current",
+        "_discarding",
+        "_drained",
+        "_fault",
+        "_header_bytes",
+        "_incoming",
+        "_loop",
+        "_offered",
+        "_parser",
+        "_queue",
+        "_retired",
+        "_server",
+        "_task",
+        "_wanted",
+        "closed",
+        "deadline",
+        "limits",
+        "local",
+        "peer",
+        "transport",
+    )
+
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+        self.limits = server.limits
+        self._loop = asyncio.get_running_loop()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._queue: deque[Exchange] = deque()
+        self._incoming: Exchange | None = None  # whose head or body is arriving
+        self._current: Exchange | None = None  # that is being served
+        self._wanted: asyncio.Future[None] | None = None  # the task waits for a request
+        self._drained: asyncio.Future[None] | None = None  # set while the client does not take what we write
+        self._fault: BadRequestError | None = None
+        self._header_bytes = 0
+        self._offered = False  # the head that is arriving offers an upgrade
+        self._discarding = False
+        self._retired = False
+        self._task: asyncio.Task[None] | None = None
+        self.closed = False
+        self.deadline = math.inf
+        self.transport: asyncio.Transport
+        self.peer = ""
+        self.local: tuple[str, int] = ("", 0)
+
+    # --- events of the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+        peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self.peer = peer[0] if peer else ""
+        self.local = (local[0], local[1]) if local else ("", 0)
+        if len(self._server.connections) >= self.limits.connections or self._server.draining:
+            self.closed = True
+            self.transport.abort()
+            return
+        self._server.connections.add(self)
+        self.deadline = self._loop.time() + self.limits.head_seconds
+        self._task = self._loop.create_task(self._run())
+
+    def data_received(self, data: bytes) -> None:
+        if self._discarding or self._fault is not None or self.closed:
+            return
+        if self._incoming is None and not self._queue and self._current is None:
+            self.deadline = self._loop.time() + self.limits.head_seconds
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_after_offer(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self._blame(_fault_of(error))
+
+    def eof_received(self) -> bool:
+        return False  # half a connection is no connection: a client that stopped sending has cancelled
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self._server.forget(self)
+        self.resume_writing()
+        for exchange in (self._current, self._incoming, *self._queue):
+            if exchange is not None:
+                exchange.client_gone()
+        self._queue.clear()
+        if self._task is None or self._task.done():
+            return
+        if self._current is None or self._current.ends_with_client:
+            self._task.cancel()
+        else:
+            self._server.orphans.add(self)
+
+    def pause_writing(self) -> None:
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+            self.deadline = self._loop.time() + self.limits.stalled
+
+    def resume_writing(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+            self.deadline = math.inf
+
+    # --- events of the parser
+
+    def on_message_begin(self) -> None:
+        if self._fault is not None:
+            return
+        if len(self._queue) >= self.limits.pipelined:
+            self._blame(BadRequestError(400, "too many requests before the first answer"))
+            return
+        self._incoming = Exchange(self)
+        self._header_bytes = 0
+        self._offered = False
+
+    def on_url(self, url: bytes) -> None:
+        if self._incoming is None:
+            return
+        self._incoming.head.target += url
+        if len(self._incoming.head.target) > self.limits.target_bytes:
+            self._blame(BadRequestError(414, f"the path is longer than {self.limits.target_bytes} bytes"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        incoming = self._incoming
+        if incoming is None or incoming.complete_head:
+            return  # a trailer: nothing of what we decide may come after the body, so they end here
+        headers = incoming.head.headers
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > self.limits.header_bytes or len(headers) >= self.limits.header_count:
+            self._blame(BadRequestError(431, "the request's headers are too large"))
+            return
+        headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        incoming, parser = self._incoming, self._parser
+        if incoming is None or incoming.complete_head or self._fault is not None:
+            return  # the second head of a body-only parser, or of a request that was refused already
+        head = incoming.head
+        head.method = parser.get_method().decode()
+        head.version = parser.get_http_version()
+        # llhttp takes an offered upgrade for the end of persistence; it is not
+        head.keep_alive = parser.should_keep_alive() or (parser.should_upgrade() and head.version == "1.1")
+        self._offered = parser.should_upgrade()
+        try:
+            check_request(head)
+        except BadRequestError as error:
+            self._blame(error)
+            return
+        incoming.head_arrived()
+        self._queue.append(incoming)
+        self.deadline = self._loop.time() + self.limits.body_pause
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        if self._incoming is not None:
+            held_back = self._incoming.body_arrived(body)
+            # a client that is held back is not the one who is slow
+            self.deadline = math.inf if held_back else self._loop.time() + self.limits.body_pause
+
+    def on_message_complete(self) -> None:
+        if self._offered or self._incoming is None or self._fault is not None:
+            return
+        self._incoming.body_ended()
+        self._incoming = None
+        self.deadline = math.inf
+
+    def _go_on_after_offer(self, rest: bytes) -> None:
+        incoming = self._incoming
+        if incoming is None or incoming.head.method == "CONNECT" or self._fault is not None:
+            self._blame(BadRequestError(501, "this server passes no tunnels"))
+            return
+        framing = next(
+            (pair for pair in incoming.head.headers if pair[0] in {b"content-length", b"transfer-encoding"}),
+            (b"content-length", b"0"),
+        )
+        self._parser = httptools.HttpRequestParser(_Continued(self))
+        self._offered = False
+        self._parser.feed_data(_BODY_ONLY % framing)
+        if rest:
+            self.data_received(rest)
+
+    def next_parser(self) -> None:
+        """The body after an offered upgrade has ended; an ordinary parser reads on."""
+        self._parser = httptools.HttpRequestParser(self)
+
+    def _blame(self, fault: BadRequestError) -> None:
+        """The client made a mistake: no byte after it is looked at."""
+        if self._fault is not None:
+            return
+        self._fault = fault
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None and incoming.complete_head:
+            incoming.body_failed(fault)
+            if incoming is not self._current and incoming in self._queue:
+                self._queue.remove(incoming)  # never served: the fault is its answer
+        self.deadline = math.inf
+        self._wake()
+
+    # --- the task
+
+    def _wake(self) -> None:
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
+
+    async def _run(self) -> None:
+        try:
+            if await self._server.app.admit(self.peer):
+                await self._serve_all()
+            else:
+                self.transport.abort()
+        except asyncio.CancelledError:
+            self.transport.abort()
+            raise
+        except Exception:
+            # One connection's failure must not end the others; its client sees it broken, never an empty success.
+            log.exception("a request from %s could not be served", self.peer)
+            self.transport.abort()
+        finally:
+            self._current = None
+            self._server.orphans.discard(self)
+
+    async def _serve_all(self) -> None:
+        while (exchange := await self._next()) is not None:
+            self._current = exchange
+            try:
+                await self._server.app.serve(exchange)
+            except BadRequestError as error:
+                if not exchange.started and not self.closed:
+                    self._refuse(error)
+                    return
+            self._current = None
+            if self.closed or not self._goes_on(exchange):
+                return
+
+    async def _next(self) -> Exchange | None:
+        """The next request; None when there is none to come."""
+        while not self._queue:
+            if self.closed:
+                return None
+            if self._fault is not None:
+                self._refuse(self._fault)
+                return None
+            if self._retired:
+                self.transport.close()
+                return None
+            self._wanted = self._loop.create_future()
+            await self._wanted
+            self._wanted = None
+        return self._queue.popleft()
+
+    def _goes_on(self, exchange: Exchange) -> bool:
+        """End the connection, or make it ready for another request."""
+        if not exchange.ended:
+            self.transport.abort()  # an answer without its end must not look like one with it
+        elif not exchange.complete_body:
+            self._linger()  # the rest of its body would be read as a request
+        elif not exchange.head.keep_alive:
+            self.transport.close()
+        else:
+            arriving = self._incoming is not None
+            self.deadline = self._loop.time() + (self.limits.head_seconds if arriving else self.limits.idle_seconds)
+            return True
+        return False
+
+    def _refuse(self, fault: BadRequestError) -> None:
+        body = f"{fault}\n".encode()
+        headers = [
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        self.transport.write(render_head(fault.status, headers) + body)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close so that the answer arrives: closing over unread data resets the connection (RFC 9112 section 9.6)."""
+        self._discarding = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.deadline = self._loop.time() + self.limits.linger
+        else:
+            self.transport.close()
+
+    # --- what exchanges and the server ask for
+
+    async def drain(self) -> None:
+        """Wait until the client has taken what was written."""
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    def out_of_time(self) -> None:
+        """The deadline has passed."""
+        self.deadline = math.inf
+        if self._discarding or self._drained is not None:
+            self.transport.abort()
+        elif self._incoming is not None or (self._current is not None and not self._current.complete_body):
+            self._blame(BadRequestError(408, "the request took too long to arrive"))
+        elif self._current is None and not self._queue:
+            self.transport.close()
+
+    def retire(self) -> None:
+        """No request after the present one."""
+        self._retired = True
+        if self._current is None:
+            self._wake()
+        else:
+            self._current.head.keep_alive = False
+
+    def abort(self) -> asyncio.Task[None] | None:
+        """End everything now; returns the task that is ending."""
+        if self._task is not None:
+            self._task.cancel()
+        self.transport.abort()
+        return self._task
+
+
+class _Continued:
+    """Listens to a body-only parser for its connection."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def on_body(self, body: bytes) -> None:
+        self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._connection.on_message_complete()
+        self._connection.next_parser()
+
+
+def _fault_of(error: Exception) -> BadRequestError:
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return BadRequestError(501, "the method is not one that is served")
+    return BadRequestError(400, f"not a request of HTTP/1.1: {error}")

@@ -1,0 +1,82 @@
+"""What the audit trail is told of each request, and when. Where it is kept is the sink's."""
+
+import itertools
+import os
+import time
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from .http.exchange import Exchange
+from .passage import Passage
+from .types import (
+    TRANSPORT_TERMINATE,
+    Allow,
+    AuditEvent,
+    AuditRecord,
+    AuditSink,
+    Call,
+    Caller,
+    Decision,
+    Outcome,
+)
+
+__all__ = ["Asked", "Trail"]
+
+_numbers = itertools.count()
+_PROCESS: Final = f"{time.time_ns():x}-{os.getpid():x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request whose caller is known. `id` joins its records."""
+
+    exchange: Exchange
+    caller: Caller
+    started: float = field(default_factory=time.perf_counter)
+    id: str = field(default_factory=lambda: f"{_PROCESS}-{next(_numbers):x}")
+
+
+class Trail:
+    """Records for one service."""
+
+    def __init__(self, sink: AuditSink, service: str) -> None:
+        self._sink = sink
+        self._service = service
+
+    def refused(self, asked: Asked, status: int, why: str, *, error: int | None = None, session: bool = False) -> None:
+        """It never became a call. `session`: because it named a session that is not the caller's."""
+        outcome = Outcome(status, 0, asked.exchange.bytes_out, time.perf_counter() - asked.started, error)
+        event = AuditEvent.SESSION_REFUSED if session else AuditEvent.REQUEST_REFUSED
+        self._sink.record(
+            AuditRecord(event, time.time(), asked.id, self._service, asked.caller, outcome=outcome, detail=why)
+        )
+
+    def decided(self, asked: Asked, call: Call, decision: Decision, session: str | None, now: float) -> bool:
+        """Before an allowed call is passed on. False: it must not be, because it cannot be recorded."""
+        event = AuditEvent.CALL_ALLOWED if isinstance(decision, Allow) else AuditEvent.CALL_DENIED
+        return self._sink.record(
+            AuditRecord(event, now, asked.id, self._service, asked.caller, call, decision, session=session)
+        )
+
+    def ended(self, asked: Asked, passage: Passage, decision: Allow, session: str | None) -> None:
+        """However it ended, also by cancellation."""
+        call = passage.call
+        problem = passage.problem or (None if asked.exchange.ended else "the client went away")
+        outcome = Outcome(
+            status=passage.status,
+            bytes_in=len(call.body),
+            bytes_out=asked.exchange.bytes_out,
+            seconds=time.perf_counter() - asked.started,
+            error=passage.error,
+            problem=problem,
+        )
+        record = AuditRecord(
+            AuditEvent.CALL_ENDED, time.time(), asked.id, self._service, asked.caller, call, decision, outcome, session
+        )
+        self._sink.record(record)
+        if passage.session is not None and call.method == "initialize":
+            self._sink.record(replace(record, event=AuditEvent.SESSION_OPENED, session=passage.session))
+        elif call.method == TRANSPORT_TERMINATE and passage.status < 300:
+            self._sink.record(replace(record, event=AuditEvent.SESSION_CLOSED))
+        if passage.revoked is not None:
+            self._sink.record(replace(record, event=AuditEvent.STREAM_REVOKED, detail=passage.revoked))
