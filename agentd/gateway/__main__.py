@@ -1,0 +1,5 @@
+"""`python -m agentd.gateway`."""
+
+from .main import main
+
+main()

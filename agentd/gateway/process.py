@@ -1,0 +1,115 @@
+"""One gateway process: reads its policy, runs its services, ends when told."""
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from controller.wire.mcp import AuditRules, GatewayPolicy
+
+from ..errors import AgentError
+from .audit import AuditLog
+from .http.limits import HttpLimits
+from .identity import AgentIdentity, IdentitySource, StaticIdentity
+from .limits import Limiter
+from .policy import CompiledPolicy
+from .proxy import Gateway
+from .runtime import Runtime
+from .sessions import Sessions
+from .settings import Settings, read_callers, read_policy, session_key
+from .spool import SpoolWriter
+from .upstreams import connect
+
+__all__ = ["run"]
+
+log = logging.getLogger("agentd.gateway")
+
+_LOOK = 1.0  # seconds between looks at the policy file
+
+
+async def run(settings: Settings, worker: int) -> None:
+    """Serve until SIGTERM, SIGINT or, in a worker, until its parent is gone. Raises AgentError when it cannot start."""
+    stop = asyncio.Event()
+    changed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, changed.set)
+    if settings.workers > 1:
+        loop.add_reader(sys.stdin.fileno(), stop.set)  # the parent holds the other end, and says nothing
+    policy = read_policy(settings.policy)
+    async with AsyncExitStack() as undo:
+        limiter = Limiter()
+        compiled = CompiledPolicy(policy, limiter)
+        identity: IdentitySource = (
+            AgentIdentity(settings.agent_socket)
+            if settings.callers is None
+            else StaticIdentity(read_callers(settings.callers))
+        )
+        undo.push_async_callback(identity.close)
+        in_force = _InForce(policy)
+        audit = AuditLog(SpoolWriter(settings.state_dir / "spool" / str(worker)), in_force.audit_rules)
+        undo.push_async_callback(audit.close)
+        audit.start()
+        gateway = Gateway(identity, compiled, audit, Sessions(session_key(settings.state_dir)))
+        runtime = Runtime(gateway, limiter, connect, http=HttpLimits(), shared=settings.workers > 1)
+        undo.push_async_callback(runtime.close, settings.grace)
+        runtime.start()
+        await _apply(runtime, in_force, policy)
+        log.info("ready", extra={"worker": worker, "revision": policy.revision})
+        await _follow(settings.policy, runtime, in_force, changed, stop)
+    log.info("stopped", extra={"worker": worker})
+
+
+class _InForce:
+    """The policy that is applied now, for who must look into it."""
+
+    def __init__(self, policy: GatewayPolicy) -> None:
+        self.policy = policy
+
+    def audit_rules(self, service: str) -> AuditRules | None:
+        found = self.policy.services.get(service)
+        return found.audit if found is not None else None
+
+
+async def _apply(runtime: Runtime, in_force: _InForce, policy: GatewayPolicy) -> None:
+    in_force.policy = policy
+    for problem in await runtime.apply(policy):
+        log.error("%s", problem)
+
+
+async def _follow(
+    file: Path, runtime: Runtime, in_force: _InForce, changed: asyncio.Event, stop: asyncio.Event
+) -> None:
+    """Apply the file whenever it is another one, until told to stop. A file that cannot be used changes nothing."""
+    seen = _identity_of(file)
+    while not stop.is_set():
+        changed.clear()
+        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(changed.wait())]
+        await asyncio.wait(waits, timeout=_LOOK, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if stop.is_set():
+            return
+        now = _identity_of(file)
+        if now == seen and not changed.is_set():
+            continue
+        seen = now
+        try:
+            policy = read_policy(file)
+        except AgentError as error:
+            log.warning("the previous policy stays in force: %s", error)
+            continue
+        if policy != in_force.policy:
+            await _apply(runtime, in_force, policy)
+            log.info("in force", extra={"revision": policy.revision})
+
+
+def _identity_of(file: Path) -> tuple[int, ...] | None:
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

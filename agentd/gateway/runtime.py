@@ -1,0 +1,176 @@
+"""The services that run in one process: started, changed and stopped as the policy says.
+
+Level-triggered: `apply` compares the services that are wanted with those that run. Where the policy comes from and how
+many processes there are is not known here.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from controller.wire.mcp import GatewayPolicy, HttpUpstream, Service
+
+from ..errors import AgentError
+from .http.limits import HttpLimits
+from .http.server import Server
+from .limits import Limiter
+from .policy import CompiledPolicy
+from .proxy import Gateway, ServiceApp
+from .sockets import listening
+from .types import Upstream
+
+__all__ = ["Runtime"]
+
+log = logging.getLogger("agentd.gateway")
+
+_RECHECK = 5.0  # seconds between looks at whether callers are still who they were
+
+
+@dataclass(slots=True)
+class _Running:
+    """A service that runs. `bound`: where it listens."""
+
+    service: Service
+    upstream: Upstream
+    server: Server
+    bound: set[tuple[str, int]]
+
+
+class Runtime:
+    """Runs services for one gateway.
+
+    `connect` makes a service's upstream, or raises AgentError. `shared`: other processes listen on the same addresses.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        limiter: Limiter,
+        connect: Callable[[Service], Upstream],
+        *,
+        http: HttpLimits,
+        shared: bool,
+        recheck: float = _RECHECK,
+    ) -> None:
+        self._gateway = gateway
+        self._limiter = limiter
+        self._connect = connect
+        self._http = http
+        self._shared = shared
+        self._recheck = recheck
+        self._running: dict[str, _Running] = {}
+        self._wanted: GatewayPolicy | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Keep streams alive, callers checked and addresses bound from now on."""
+        silence = self._gateway.patience.silence
+        self._tasks = [
+            asyncio.create_task(self._regularly(min(1.0, silence / 4), self._keep_alive)),
+            asyncio.create_task(self._regularly(self._recheck, self._look_again)),
+        ]
+
+    async def apply(self, policy: GatewayPolicy) -> list[str]:
+        """Put a policy in force; returns what of it could not be, each as a sentence."""
+        self._wanted = policy
+        ended = self._gateway.adopt(CompiledPolicy(policy, self._limiter))
+        if ended:
+            log.info("the policy ended exchanges that were under way", extra={"count": ended})
+        for name in [name for name, running in self._running.items() if _differs(running, policy.services.get(name))]:
+            await self._stop(name, 0.0)
+        problems: list[str] = []
+        for service in policy.services.values():
+            try:
+                running = self._running.get(service.name) or self._prepare(service)
+            except AgentError as error:
+                problems.append(f"{service.name}: {error}")
+                continue
+            if running.service != service:
+                self._serve(running, service)
+            problems += await self._bind(running)
+        return problems
+
+    async def close(self, grace: float) -> None:
+        """Let what is under way end for `grace` seconds, then stop everything."""
+        self._gateway.stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._stop(name, grace) for name in list(self._running)))
+
+    def bound(self) -> set[tuple[str, int]]:
+        """Where services listen."""
+        return {place for running in self._running.values() for place in running.bound}
+
+    def _prepare(self, service: Service) -> _Running:
+        upstream = self._connect(service)
+        server = Server(ServiceApp(self._gateway, service, upstream, _target(service)))
+        running = self._running[service.name] = _Running(service, upstream, server, set())
+        self._serve(running, service)
+        return running
+
+    def _serve(self, running: _Running, service: Service) -> None:
+        """The same upstream and addresses, under changed rules."""
+        running.service = service
+        running.server.app = ServiceApp(self._gateway, service, running.upstream, _target(service))
+        running.server.limits = replace(self._http, header_bytes=service.limits.headers)
+
+    async def _bind(self, running: _Running) -> list[str]:
+        problems: list[str] = []
+        service = running.service
+        for address in service.addresses:
+            place = (address, service.port)
+            if place in running.bound:
+                continue
+            try:
+                await running.server.listen(listening(address, service.port, shared=self._shared))
+            except AgentError as error:
+                problems.append(f"{service.name}: {error}")
+                continue
+            running.bound.add(place)
+            log.info("serving", extra={"service": service.name, "address": address, "port": service.port})
+        return problems
+
+    async def _stop(self, name: str, grace: float) -> None:
+        running = self._running.pop(name)
+        await running.server.close(grace)
+        await running.upstream.close()
+
+    async def _keep_alive(self) -> None:
+        self._gateway.live.keep_alive(asyncio.get_running_loop().time())
+
+    async def _look_again(self) -> None:
+        await self._gateway.recheck()
+        if self._wanted is not None and any(
+            len(running.bound) < len(running.service.addresses) for running in self._running.values()
+        ):
+            for running in list(self._running.values()):
+                await self._bind(running)
+
+    async def _regularly(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await work()
+            except Exception:
+                # A look that fails must not end all later looks; revocation hangs on them.
+                log.exception("a regular look at what is under way failed")
+
+
+def _differs(running: _Running, service: Service | None) -> bool:
+    """Must it be stopped, because another upstream or other addresses are wanted, or none?"""
+    if service is None:
+        return True
+    old = running.service
+    same = (service.upstream, service.port, service.kind) == (old.upstream, old.port, old.kind)
+    return not same or not set(old.addresses) <= set(service.addresses)
+
+
+def _target(service: Service) -> bytes:
+    if not isinstance(service.upstream, HttpUpstream):
+        return b"/"
+    parts = urlsplit(service.upstream.url)
+    path = parts.path or "/"
+    return (f"{path}?{parts.query}" if parts.query else path).encode()
