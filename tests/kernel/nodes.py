@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -68,6 +69,7 @@ class Node(OnHost):
         place = endpoint or f"{host.address}:{self.settings.listen_port}"
         self.member = Member(number, endpoints=(place,))
         self.netmap: Netmap | None = None
+        self.put_back = 0.0  # when `watching` last did (time.monotonic)
         self.reconciler = Reconciler(self.settings, self.member.private_key)
         self.call(self.reconciler.start)
 
@@ -115,9 +117,10 @@ class Node(OnHost):
 
         async def watch() -> None:
             async for reason in self.reconciler.drift():
-                reasons.append(reason)
                 assert self.netmap is not None
                 await self.reconciler.apply(self.netmap)
+                self.put_back = time.monotonic()
+                reasons.append(reason)
 
         task = self.begin(watch)
         try:
