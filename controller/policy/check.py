@@ -28,10 +28,10 @@ def check(text: str, fleet: Fleet, now: float | None = None) -> PolicyReport:
     findings = Findings()
     try:
         document = parse_into(text, findings)
+        findings.raise_errors()
+        _Check(document, fleet, time.time() if now is None else now, findings).run()
     except PolicyError as error:
         return PolicyReport(ok=False, findings=error.findings)
-    if not findings.has_errors:
-        _Check(document, fleet, time.time() if now is None else now, findings).run()
     return PolicyReport(
         ok=not findings.has_errors,
         findings=findings.in_order(),
@@ -55,8 +55,7 @@ class _Check:
     def run(self) -> None:
         for selector in self._selectors():
             self._name(selector)
-        if self._findings.has_errors:
-            return  # tests over unknown names would only repeat them
+        self._findings.raise_errors()  # tests over unknown names would only repeat them
         seen: dict[object, Grant] = {}
         for grant in self._document.grants:
             self._grant(grant, seen)
@@ -101,21 +100,26 @@ class _Check:
         if any(s.kind == "any" for s in grant.from_) and any(s.kind == "any" for s in grant.to):
             self._findings.warning("everyone", "this grant is from every node to every node", grant.place)
         for selector in (*grant.from_, *grant.to):
-            if not self._population.matching(selector):
+            if not self._findings.is_full and not self._population.matching(selector):
                 self._findings.warning("empty-selector", self._emptiness(selector), selector.place)
-        from_, to = (frozenset().union(*map(self._population.matching, side)) for side in (grant.from_, grant.to))
-        if from_ and to and from_ == to and len(from_) == 1:
-            (only,) = from_
-            self._findings.warning(
-                "unreachable",
-                f"only {only.name!r} is on both sides, and a node's traffic with itself is not filtered",
-                grant.place,
-            )
-        elif not from_ or not to:
-            side = "from" if not from_ else "to"
-            self._findings.warning(
-                "unreachable", f"nobody matches {side!r}: this grant allows nothing now", grant.place
-            )
+        for side, selectors in (("from", grant.from_), ("to", grant.to)):
+            if not any(self._population.matching(selector) for selector in selectors):
+                message = f"nobody matches {side!r}: this grant allows nothing now"
+                self._findings.warning("unreachable", message, grant.place)
+        only = self._only(grant.from_)
+        if only is not None and only == self._only(grant.to):
+            message = f"only {only.name!r} is on both sides, and a node's traffic with itself is not filtered"
+            self._findings.warning("unreachable", message, grant.place)
+
+    def _only(self, selectors: tuple[Selector, ...]) -> Member | None:
+        """The one node that matches, None when there are none or more."""
+        found: set[Member] = set()
+        for selector in selectors:
+            matching = self._population.matching(selector)
+            if len(matching) > 1:
+                return None
+            found |= matching
+        return found.pop() if len(found) == 1 else None
 
     def _emptiness(self, selector: Selector) -> str:
         if selector.kind == "tag":

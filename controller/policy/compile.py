@@ -4,7 +4,6 @@ Pure, and without the fleet: the compiled policy says which selectors a node mat
 Which addresses are in a set at this moment is the mesh's business, so a membership change compiles nothing.
 """
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from controller.wire.netmap import Direction, Rule
 
 from .document import ANYONE, Document, Grant, Selector
 from .parse import services
+from .prefixes import PrefixTable
 
 __all__ = ["CompiledPolicy", "Role", "View", "compile_policy"]
 
@@ -48,13 +48,13 @@ class CompiledPolicy:
     counterparts: Mapping[str, frozenset[str]]
     _sides: Mapping[str, tuple[_Side, ...]]
     _groups_of: Mapping[str, tuple[str, ...]]
-    _prefixes: Mapping[tuple[int, int], Mapping[int, tuple[str, ...]]]
+    _prefixes: PrefixTable
     _named: frozenset[str]
     _views: dict[Role, View] = field(default_factory=dict)  # computed once a role; a policy's views never change
 
     def role(self, name: str, tags: Iterable[str], addresses: Iterable[Address]) -> Role:
         """The selectors of this policy that match a node; selectors that no grant uses do not count."""
-        keys = {ANYONE, f"node:{name}", *tags, *self._hosts_of(addresses)}
+        keys = {ANYONE, f"node:{name}", *tags, *self._prefixes.holding(addresses)}
         keys.update(group for key in tuple(keys) for group in self._groups_of.get(key, ()))
         return self._named & keys
 
@@ -69,17 +69,6 @@ class CompiledPolicy:
             view = View(MappingProxyType(rules), frozenset().union(*(side.sets for side in sides)))
             self._views[role] = view
         return view
-
-    def _hosts_of(self, addresses: Iterable[Address]) -> Iterable[str]:
-        """One look-up for each prefix length in use, however many hosts the document names."""
-        if not self._prefixes:
-            return
-        for text in addresses:
-            address = ipaddress.ip_address(text)
-            number, bits = int(address), address.max_prefixlen
-            for (version, length), networks in self._prefixes.items():
-                if version == address.version:
-                    yield from networks.get(number >> (bits - length), ())
 
 
 def compile_policy(document: Document) -> CompiledPolicy:
@@ -97,8 +86,8 @@ def compile_policy(document: Document) -> CompiledPolicy:
     return CompiledPolicy(
         counterparts={key: frozenset(keys) for key, keys in counterparts.items()},
         _sides={key: tuple(found) for key, found in sides.items()},
-        _groups_of=_groups_of(document),
-        _prefixes=_prefixes(document),
+        _groups_of=document.groups_of(),
+        _prefixes=PrefixTable({f"host:{host.name}": host.prefix for host in document.hosts.values()}),
         _named=frozenset(sides),
     )
 
@@ -123,22 +112,3 @@ def _rules(grant: Grant, direction: Direction, peers: tuple[str, ...]) -> tuple[
         )
         for protocol, ports in services(grant.ip)
     )
-
-
-def _groups_of(document: Document) -> Mapping[str, tuple[str, ...]]:
-    groups: dict[str, list[str]] = {}
-    for group in document.groups.values():
-        for member in group.members:
-            groups.setdefault(member.key, []).append(f"group:{group.name}")
-    return {key: tuple(found) for key, found in groups.items()}
-
-
-def _prefixes(document: Document) -> Mapping[tuple[int, int], Mapping[int, tuple[str, ...]]]:
-    """Hosts by (IP version, prefix length), then by the prefix's leading bits as a number."""
-    tables: dict[tuple[int, int], dict[int, tuple[str, ...]]] = {}
-    for host in document.hosts.values():
-        prefix = host.prefix
-        table = tables.setdefault((prefix.version, prefix.prefixlen), {})
-        leading = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-        table[leading] = (*table.get(leading, ()), f"host:{host.name}")
-    return tables

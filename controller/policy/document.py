@@ -132,3 +132,11 @@ class Document:
     def next_expiry(self, now: float) -> int | None:
         """When the next of the grants that are in force at `now` ends; None when none of them does."""
         return min((g.expires for g in self.grants if g.expires is not None and now < g.expires), default=None)
+
+    def groups_of(self) -> Mapping[str, tuple[str, ...]]:
+        """For the key of each selector that is in groups, the keys of those groups."""
+        groups: dict[str, list[str]] = {}
+        for group in self.groups.values():
+            for member in group.members:
+                groups.setdefault(member.key, []).append(f"group:{group.name}")
+        return {key: tuple(found) for key, found in groups.items()}

@@ -12,7 +12,7 @@ from controller.wire.rest import PolicyFinding
 
 __all__ = ["Findings", "Place", "PolicyError", "suggestion"]
 
-_LIMIT: Final = 100  # findings reported of one document; who has more mends these first
+_LIMIT: Final = 100  # errors, and warnings, that are reported of one document: who has more mends these first
 
 
 class Place(NamedTuple):
@@ -40,20 +40,28 @@ class Findings:
     """Collects findings while a document is read, so that a person sees all of them at once."""
 
     found: list[PolicyFinding] = field(default_factory=list)
+    _errors: int = 0
 
     def error(self, code: str, message: str, place: Place | None) -> None:
-        self._add(PolicyFinding(severity="error", code=code, message=message, **_at(place)))
+        """Note an error. Raises PolicyError with everything so far when there are too many to read on."""
+        self.found.append(PolicyFinding(severity="error", code=code, message=message, **_at(place)))
+        self._errors += 1
+        if self._errors >= _LIMIT:
+            self.raise_errors()
 
     def warning(self, code: str, message: str, place: Place | None) -> None:
-        self._add(PolicyFinding(severity="warning", code=code, message=message, **_at(place)))
-
-    def _add(self, finding: PolicyFinding) -> None:
-        if len(self.found) < _LIMIT or (finding.severity == "error" and not self.has_errors):
-            self.found.append(finding)
+        """Note a warning, unless there are enough."""
+        if not self.is_full:
+            self.found.append(PolicyFinding(severity="warning", code=code, message=message, **_at(place)))
 
     @property
     def has_errors(self) -> bool:
-        return any(finding.severity == "error" for finding in self.found)
+        return self._errors > 0
+
+    @property
+    def is_full(self) -> bool:
+        """True when no further warning would be kept."""
+        return len(self.found) - self._errors >= _LIMIT
 
     def in_order(self) -> tuple[PolicyFinding, ...]:
         """Errors before warnings, then in the order of the text."""

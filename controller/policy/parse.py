@@ -25,6 +25,7 @@ __all__ = ["parse", "parse_into", "services"]
 
 _SECTIONS: Final = ("hosts", "tags", "groups", "grants", "tests")
 _MAX_NOTE: Final = 500
+_MAX_TESTS: Final = 1000  # each may look at every pair of nodes
 
 
 def parse(text: str) -> Document:
@@ -77,7 +78,7 @@ class _Parser(Reader):
         for key, value in groups:
             self._group(key, value)
         grants = [self._grant(item) for item in self.sequence(sections.get("grants"), "grants")]
-        tests = [self._test(item) for item in self.sequence(sections.get("tests"), "tests")]
+        tests = [self._test(item) for item in self._tests(sections.get("tests"))]
         return Document(
             hosts=MappingProxyType(self._hosts),
             tags=None if self._tags is None else MappingProxyType(self._tags),
@@ -88,6 +89,13 @@ class _Parser(Reader):
 
     def _section(self, sections: dict[str, Tree], name: str) -> list[tuple[Text, Tree]]:
         return list(self.entries(sections[name], name)) if name in sections else []
+
+    def _tests(self, tree: Tree | None) -> tuple[Tree, ...]:
+        items = self.sequence(tree, "tests")
+        if len(items) > _MAX_TESTS:
+            place = items[_MAX_TESTS].place
+            self.findings.error("too-many-tests", f"a document may have {_MAX_TESTS} tests, not {len(items)}", place)
+        return items[:_MAX_TESTS]
 
     # Names
 

@@ -1,15 +1,19 @@
 """Who is behind each selector of a document: the nodes of a fleet, and nodes that could join it.
 
-Matching is the reference model's; this only avoids asking it about every pair.
+Answers as the reference model does (a test compares them), for all nodes at once instead of one by one.
 """
 
-import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
-from .document import Document, Network, Selector
-from .model import Member, selects
+from controller.wire.base import Address
 
-__all__ = ["Population", "imagined"]
+from .document import ANYONE, Document, Selector
+from .model import Member
+from .prefixes import PrefixTable
+
+__all__ = ["Population"]
+
+_NOBODY: frozenset[Member] = frozenset()
 
 
 class Population:
@@ -17,59 +21,46 @@ class Population:
 
     def __init__(self, document: Document, members: Iterable[Member]) -> None:
         self._document = document
-        self.members = tuple(members)
-        self._by_name = {f"node:{member.name}": frozenset({member}) for member in self.members}
-        self._by_tag: dict[str, set[Member]] = {}
-        for member in self.members:
-            for tag in member.tags:
-                self._by_tag.setdefault(tag, set()).add(member)
-        self._found: dict[Selector, frozenset[Member]] = {}
+        self._prefixes = PrefixTable({f"host:{host.name}": host.prefix for host in document.hosts.values()})
+        self._groups_of = document.groups_of()
+        self._keys: dict[Member, frozenset[str]] = {}
+        self._members: dict[str, set[Member]] = {}
+        for member in members:
+            self._keys[member] = self.keys({f"node:{member.name}", *member.tags}, member.addresses)
+            for key in self._keys[member]:
+                self._members.setdefault(key, set()).add(member)
 
-    def matching(self, selector: Selector) -> frozenset[Member]:
-        found = self._found.get(selector)
-        if found is None:
-            found = self._found[selector] = self._search(selector)
-        return found
+    @property
+    def members(self) -> Set[Member]:
+        return self._keys.keys()
 
-    def _search(self, selector: Selector) -> frozenset[Member]:
-        if selector.kind == "node":
-            return self._by_name.get(selector.key, frozenset())
-        if selector.kind == "tag":
-            return frozenset(self._by_tag.get(selector.key, ()))
-        return frozenset(member for member in self.members if selects(self._document, selector, member))
+    def matching(self, selector: Selector) -> Set[Member]:
+        return self._members.get(selector.key, _NOBODY)
 
+    def keys(self, own: Set[str], addresses: Iterable[Address]) -> frozenset[str]:
+        """Keys of all selectors that match a node with these tags (and name) and addresses."""
+        keys = {ANYONE, *own, *self._prefixes.holding(addresses)}
+        return frozenset(keys.union(*(self._groups_of.get(key, ()) for key in keys)))
 
-def imagined(document: Document, selector: Selector) -> tuple[Member, ...]:
-    """Nodes that could join and match `selector`, and have nothing else: no further tag, no name that policy knows.
+    def keys_of(self, member: Member) -> frozenset[str]:
+        return self._keys[member]
 
-    A node selector has none (its name is taken), a group has those of its members.
-    """
-    match selector.kind:
-        case "any":
-            return (Member("", frozenset(), ()),)
-        case "tag":
-            return (Member("", frozenset({selector.key}), ()),)
-        case "host":
-            address = _free_address(document, document.hosts[selector.name].prefix)
-            return () if address is None else (Member("", frozenset(), (address,)),)
-        case "group":
-            members = document.groups[selector.name].members
-            return tuple(node for member in members for node in imagined(document, member))
-        case "node":
-            return ()
+    def imagined(self, selector: Selector) -> list[frozenset[str]]:
+        """Nodes that could join and match `selector`, each as the keys of the selectors that would match it.
 
-
-def _free_address(document: Document, prefix: Network) -> str | None:
-    """The first address of `prefix` that is in no smaller prefix of the document."""
-    inside = sorted(
-        (int(host.prefix.network_address), int(host.prefix.broadcast_address))
-        for host in document.hosts.values()
-        if host.prefix.version == prefix.version and host.prefix.prefixlen > prefix.prefixlen
-    )
-    candidate = int(prefix.network_address)
-    for first, last in inside:
-        if first <= candidate <= last:
-            candidate = last + 1
-    if candidate > int(prefix.broadcast_address):
-        return None
-    return str(ipaddress.IPv4Address(candidate) if prefix.version == 4 else ipaddress.IPv6Address(candidate))
+        They have nothing else: no further tag, no name that the policy knows. A node selector has none, since its name
+        is taken; a group has those of its members.
+        """
+        match selector.kind:
+            case "any":
+                return [self.keys(set(), ())]
+            case "tag":
+                return [self.keys({selector.key}, ())]
+            case "host":
+                address = self._prefixes.free_address(self._document.hosts[selector.name].prefix)
+                return [] if address is None else [self.keys(set(), (address,))]
+            case "group":
+                members = self._document.groups[selector.name].members
+                return [node for member in members for node in self.imagined(member)]
+            case "node":
+                return []

@@ -7,17 +7,18 @@ tried once.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from controller.wire.netmap import Protocol
 
 from .document import Allowance, Document, Selector, Test
-from .model import Member, selects
 from .parse import services
-from .population import Population, imagined
+from .population import Population
 from .ports import Ports, covers, overlap
 
 __all__ = ["Failure", "Trial"]
 
+_ANY_OTHER: Final = "any other node"
 Services = tuple[tuple[Protocol, Ports], ...]
 Allowed = dict[Protocol, Ports]
 
@@ -38,10 +39,9 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Nodes that the grants cannot tell apart: the grants that name them on each side, and up to two of them."""
+    """Nodes that the grants cannot tell apart on one side: the grants that name them there, and a few of them."""
 
-    sources: frozenset[int]
-    destinations: frozenset[int]
+    grants: frozenset[int]
     names: tuple[str, ...]
 
 
@@ -52,17 +52,13 @@ class Trial:
         self._document = document
         self._population = population
         self._grants = tuple(g for g in document.grants if g.expires is None or now < g.expires)
-        self._selectors = {s.key: s for grant in self._grants for s in (*grant.from_, *grant.to)}
         self._from: dict[str, set[int]] = {}
         self._to: dict[str, set[int]] = {}
         for i, grant in enumerate(self._grants):
             for index, side in ((self._from, grant.from_), (self._to, grant.to)):
                 for selector in side:
                     index.setdefault(selector.key, set()).add(i)
-        self._profiles: dict[Member, set[str]] = {}
-        for key, selector in self._selectors.items():
-            for member in population.matching(selector):
-                self._profiles.setdefault(member, set()).add(key)
+        self._kinds_of: dict[tuple[str, tuple[Selector, ...]], list[_Kind]] = {}
         self._allowed: dict[frozenset[int], Allowed] = {}
 
     def failures(self, test: Test) -> list[Failure] | None:
@@ -79,27 +75,32 @@ class Trial:
         return failures
 
     def _pairs(self, test: Test) -> Iterator[tuple[str, str, Allowed]]:
-        destinations = self._kinds(test.to)
-        for source in self._kinds(test.from_):
+        destinations = self._kinds("to", test.to)
+        for source in self._kinds("from", test.from_):
             for destination in destinations:
                 names = _two_nodes(source.names, destination.names)
                 if names is not None:
-                    yield *names, self._between(source.sources & destination.destinations)
+                    yield *names, self._between(source.grants & destination.grants)
 
-    def _kinds(self, selectors: tuple[Selector, ...]) -> list[_Kind]:
-        kinds: dict[frozenset[str], list[str]] = {}
+    def _kinds(self, side: str, selectors: tuple[Selector, ...]) -> list[_Kind]:
+        if (side, selectors) not in self._kinds_of:
+            index = self._from if side == "from" else self._to
+            self._kinds_of[side, selectors] = self._sorted_out(selectors, index)
+        return self._kinds_of[side, selectors]
+
+    def _sorted_out(self, selectors: tuple[Selector, ...], index: dict[str, set[int]]) -> list[_Kind]:
+        known: dict[frozenset[int], set[str]] = {}
+        imagined: dict[frozenset[int], str] = {}
         for selector in selectors:
             for member in self._population.matching(selector):
-                names = kinds.setdefault(frozenset(self._profiles.get(member, ())), [])
-                name = f"node {member.name!r}"
-                if len(names) < 2 and name not in names:
-                    names.append(name)
-            for member in imagined(self._document, selector):
-                profile = frozenset(k for k, s in self._selectors.items() if selects(self._document, s, member))
-                kinds.setdefault(profile, []).append(f"any other node of {selector.key}")
+                grants = _grants(self._population.keys_of(member), index)
+                known.setdefault(grants, set()).add(f"node {member.name!r}")
+            for keys in self._population.imagined(selector):
+                imagined.setdefault(_grants(keys, index), f"{_ANY_OTHER} of {selector.key}")
+        # Two nodes are enough to find a pair that is not one node with itself.
         return [
-            _Kind(_grants(profile, self._from), _grants(profile, self._to), tuple(names))
-            for profile, names in kinds.items()
+            _Kind(grants, (*sorted(known.get(grants, ()))[:2], *filter(None, [imagined.get(grants)])))
+            for grants in known.keys() | imagined.keys()
         ]
 
     def _between(self, grants: frozenset[int]) -> Allowed:
@@ -111,14 +112,14 @@ class Trial:
 
 
 def _grants(profile: frozenset[str], index: dict[str, set[int]]) -> frozenset[int]:
-    return frozenset().union(*(index.get(key, ()) for key in profile))
+    return frozenset().union(*(index[key] for key in profile if key in index))
 
 
 def _two_nodes(sources: tuple[str, ...], destinations: tuple[str, ...]) -> tuple[str, str] | None:
     """One of each that are not the same node; imagined nodes are always two."""
     for source in sources:
         for destination in destinations:
-            if source != destination or source.startswith("any other"):
+            if source != destination or source.startswith(_ANY_OTHER):
                 return source, destination
     return None
 

@@ -1,5 +1,6 @@
 """Checking a policy: what people are told, and the document's own tests."""
 
+import ipaddress
 import itertools
 import json
 import random
@@ -9,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.policy import check
+from controller.policy import check, parse
+from controller.policy.model import Member, selects
+from controller.policy.population import Population
 from controller.policy.ports import covers, merge, overlap
+from controller.policy.prefixes import PrefixTable
 from controller.records import Fleet
 from controller.wire.rest import PolicyReport
 
@@ -188,6 +192,56 @@ def test_a_thousand_nodes_and_three_hundred_grants_are_checked_within_a_second()
         elapsed.append(time.perf_counter() - started)
     assert answer.grants == 300
     assert min(elapsed) < 1.0
+
+
+HOSTILE = {
+    "wrong names": {"grants": [{"from": [f"nn{n}" for n in range(40_000)], "to": "*", "ip": "icmp"}]},
+    "wrong tags": {"grants": [{"from": [f"tag:nn{n}" for n in range(40_000)], "to": "*", "ip": "icmp"}]},
+    "wrong keys": {f"nn{n}": 1 for n in range(40_000)},
+    "many tests": {"tests": [{"from": "*", "to": "*", "deny": "icmp"}] * 10_000},
+    "many hosts": {
+        "hosts": {f"x{n}": f"10.{n >> 8}.{n & 255}.0/24" for n in range(5000)},
+        "tests": [{"from": [f"x{n}" for n in range(5000)], "to": [f"x{n}" for n in range(5000)], "deny": "icmp"}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_document_within_the_limits_keeps_the_controller_busy(kind: str) -> None:
+    """Seconds, not minutes: the bound is for a loaded machine."""
+    among = fleet([node(n, f"t{n % 50}") for n in range(1, 1001)])
+    started = time.perf_counter()
+    answer = check(json.dumps(HOSTILE[kind]), among)
+    assert time.perf_counter() - started < 15
+    assert len(answer.findings) <= 201
+
+
+@given(fleets())
+def test_the_population_is_what_the_model_selects(among: Fleet) -> None:
+    document = parse(among.policy.text)
+    members = [Member(n.name, n.tags, n.addresses) for n in among.nodes.values()]
+    population = Population(document, members)
+    for grant in document.grants:
+        for selector in (*grant.from_, *grant.to):
+            assert population.matching(selector) == {m for m in members if selects(document, selector, m)}
+
+
+prefixes4 = st.builds(
+    lambda address, length: ipaddress.ip_network((address, length), strict=False),
+    st.integers(0x0A000000, 0x0A00000F),
+    st.integers(27, 32),
+)
+
+
+@given(st.lists(prefixes4, min_size=1, max_size=8, unique=True))
+def test_a_free_address_is_the_first_that_no_smaller_prefix_holds(prefixes: list[ipaddress.IPv4Network]) -> None:
+    table = PrefixTable({str(prefix): prefix for prefix in prefixes})
+    for prefix in prefixes:
+        inner = [other for other in prefixes if other != prefix and other.subnet_of(prefix)]
+        free = [str(a) for a in prefix if not any(a in other for other in inner)]
+        assert table.free_address(prefix) == (free[0] if free else None)
+        held = {str(other) for other in prefixes if prefix.network_address in other}
+        assert set(table.holding([str(prefix.network_address)])) == held
 
 
 ranges = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda r: (min(r), max(r))))
