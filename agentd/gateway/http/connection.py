@@ -34,6 +34,7 @@ class Connection(asyncio.Protocol):
         "_discarding",
         "_drained",
         "_fault",
+        "_head_bytes",
         "_header_bytes",
         "_incoming",
         "_loop",
@@ -63,7 +64,8 @@ class Connection(asyncio.Protocol):
         self._wanted: asyncio.Future[None] | None = None  # the task waits for a request
         self._drained: asyncio.Future[None] | None = None  # set while the client does not take what we write
         self._fault: BadRequestError | None = None
-        self._header_bytes = 0
+        self._header_bytes = 0  # of headers that have ended
+        self._head_bytes = 0  # of segments that held nothing but a part of the head
         self._offered = False  # the head that is arriving offers an upgrade
         self._discarding = False
         self._retired = False
@@ -94,8 +96,11 @@ class Connection(asyncio.Protocol):
             return
         if self._incoming is None and not self._queue and self._current is None:
             self.deadline = self._loop.time() + self.limits.head_seconds
+        unfinished = self._incoming
         try:
             self._parser.feed_data(data)
+            if unfinished is not None and unfinished is self._incoming and not unfinished.complete_head:
+                self._count_head(len(data))
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_after_offer(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
@@ -140,6 +145,7 @@ class Connection(asyncio.Protocol):
             return
         self._incoming = Exchange(self)
         self._header_bytes = 0
+        self._head_bytes = 0
         self._offered = False
 
     def on_url(self, url: bytes) -> None:
@@ -211,6 +217,12 @@ class Connection(asyncio.Protocol):
     def next_parser(self) -> None:
         """The body after an offered upgrade has ended; an ordinary parser reads on."""
         self._parser = httptools.HttpRequestParser(self)
+
+    def _count_head(self, size: int) -> None:
+        """The parser keeps a header to itself until it has ended; one without end must not fill memory."""
+        self._head_bytes += size
+        if self._head_bytes > self.limits.header_bytes + self.limits.target_bytes:
+            self._blame(BadRequestError(431, "the request's headers are too large"))
 
     def _blame(self, fault: BadRequestError) -> None:
         """The client made a mistake: no byte after it is looked at."""

@@ -1,0 +1,46 @@
+"""Gateway tests run on uvloop, as the gateway does, and leave no task, descriptor or warning behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import uvloop
+
+from tests.gateway.harness import Lab
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    """Gateways, upstreams and clients of one test; afterwards every task and descriptor must be gone."""
+    before = descriptors()
+    made = Lab(tmp_path)
+    try:
+        yield made
+    finally:
+        await made.close()
+    await settle(before)
+
+
+def descriptors() -> set[int]:
+    """TCP sockets that this process holds. The loop's own are others."""
+    return {connection.fd for connection in psutil.Process().net_connections("tcp")}
+
+
+async def settle(before: set[int]) -> None:
+    """Wait, with a bound, until nothing of the test is left. What is then left is a leak."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 5
+    while True:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        leaked = descriptors() - before
+        if (not tasks and not leaked) or loop.time() > deadline:
+            break
+        await asyncio.sleep(0.01)
+    assert not tasks, f"tasks are left: {tasks}"
+    assert not leaked, f"descriptors are left: {leaked}"
