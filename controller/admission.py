@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from controller.problems import Kind, Refused
 from controller.store.store import Mutation, Reading
@@ -10,7 +10,11 @@ from controller.store.values import StoredNode
 from controller.wire.base import Address, NodeName, PublicKey
 from controller.wire.netmap import NodeId
 
-__all__ = ["Admission", "check_name_free", "check_public_key_free", "summary"]
+__all__ = ["MAX_ENDPOINTS", "Admission", "check_name_free", "check_public_key_free", "summary"]
+
+
+# How many of a node's endpoints its peers hear of: they try them in order, and every peer's map carries them.
+MAX_ENDPOINTS: Final = 32
 
 
 async def check_name_free(tables: Reading, name: NodeName, besides: NodeId | None = None) -> None:

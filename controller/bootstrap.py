@@ -38,35 +38,45 @@ class Foundation:
 async def open_existing(settings: Settings, now: Clock) -> Store:
     """The database of a mesh that exists, beside the controller that serves it. Raises StoreError, StateDirError."""
     engines = Engines(settings.database)
-    if engines.sqlite and not Path(engines.url.database or "").is_file():
-        raise StateDirError(f"there is no mesh in {settings.state_dir} yet: `wardmesh-controller serve` makes one")
+    if engines.sqlite:
+        _check_exists(Path(engines.url.database or ""))
     store = Store(engines, now)
     try:
         await check_current(engines)
-        if await store.load_mesh() is None:
-            raise StateDirError("there is no mesh in the database yet: `wardmesh-controller serve` makes one")
+        mesh = await store.load_mesh()
     except BaseException:
         await store.close()
         raise
+    if mesh is None:
+        await store.close()
+        raise StateDirError("there is no mesh in the database yet: `wardmesh-controller serve` makes one")
     return store
+
+
+def _check_exists(database: Path) -> None:
+    if not database.is_file():
+        raise StateDirError(f"there is no database {database} yet: `wardmesh-controller serve` makes one")
 
 
 async def open_store(settings: Settings, now: Clock) -> tuple[Engines, Store]:
     """The database, migrated; without a mesh in it yet if it is new. Raises StoreError, StateDirError."""
     engines = Engines(settings.database)
     if engines.sqlite and engines.url.database:
-        # SQLite would create it with the umask's mode, and its -wal and -shm files take the mode of this one.
-        database = Path(engines.url.database)
-        try:
-            os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise StateDirError(f"cannot open the database {database}: {error.strerror}") from error
+        _create_private(Path(engines.url.database))
     try:
         await migrate(engines)
     except BaseException:
         await engines.dispose()
         raise
     return engines, Store(engines, now)
+
+
+def _create_private(database: Path) -> None:
+    # SQLite would create it with the umask's mode, and its -wal and -shm files take the mode of this one.
+    try:
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StateDirError(f"cannot open the database {database}: {error.strerror}") from error
 
 
 async def lay(settings: Settings, state: StateDir, store: Store, now: Clock) -> Foundation:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from cryptography import x509
 
-from controller.admission import Admission, check_name_free, check_public_key_free, summary
+from controller.admission import MAX_ENDPOINTS, Admission, check_name_free, check_public_key_free, summary
 from controller.audit import Action
 from controller.clock import Clock
 from controller.identity.ca import CertificateAuthority, identity_of, read_csr
@@ -113,7 +113,7 @@ class Enrolment:
                 created=tx.now,
                 identity=identity,
                 enrolment_key=key.id,
-                reported=request.endpoints,
+                reported=request.endpoints[:MAX_ENDPOINTS],
                 ephemeral=key.ephemeral,
             )
         )

@@ -41,8 +41,9 @@ def configure(level: str = "info") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Alembic tells of each migration at this level; ours says the same in one line.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # aiosqlite writes every statement with its values; Alembic every step.
+    for chatty in ("aiosqlite", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class RequestLog:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from controller.admission import check_name_free, check_public_key_free, summary
+from controller.admission import MAX_ENDPOINTS, check_name_free, check_public_key_free, summary
 from controller.audit import Action
 from controller.mesh.hub import Hub, Presence
 from controller.problems import Kind, Refused
@@ -213,7 +213,7 @@ class Nodes:
         return replace(
             node,
             public_key=report.public_key,
-            reported=report.endpoints,
+            reported=report.endpoints[:MAX_ENDPOINTS],
             observed=observed,
             behind_nat=observed is not None and split_endpoint(observed)[0] not in addresses,
         )

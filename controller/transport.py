@@ -18,7 +18,11 @@ _VERSIONS: Final = {"TLSv1.2": 0x0303, "TLSv1.3": TLS13}
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 with the ASGI TLS extension."""
+    """HTTP/1.1 with the ASGI TLS extension, and without an access log of its own: that has queries in it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.access_log = False
 
     def on_message_begin(self) -> None:
         """Called by the parser for each request of the connection; the superclass has made the scope."""

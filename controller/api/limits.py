@@ -29,11 +29,12 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = POLICY_LIMIT if scope["path"].startswith(POLICY_PATHS) else LIMIT
-        # What is left of the body is not read, so the connection cannot serve another request.
-        refusal = HTTPException(413, f"the body is larger than {limit} bytes", headers={"connection": "close"})
+        # The server drops what is still arriving. Closing instead would make TCP reset the connection, and the client
+        # would never read why.
+        refusal = HTTPException(413, f"the body is larger than {limit} bytes")
         announced = Headers(scope=scope).get("content-length", "0")
         if not announced.isdigit() or int(announced) > limit:
-            response = problem_response(Kind.TOO_LARGE, refusal.detail, headers=refusal.headers)
+            response = problem_response(Kind.TOO_LARGE, refusal.detail)
             await response(scope, receive, send)
             return
         received = 0

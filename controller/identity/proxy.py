@@ -46,7 +46,9 @@ class ProxiedClients:
         """Believe or remove what the headers say about the client."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
-        elif self._is_proxy(scope):
+            return
+        _unmap(scope)
+        if self._is_proxy(scope):
             self._take_certificate(scope)
             await self._forwarded(scope, receive, send)
         else:
@@ -56,9 +58,7 @@ class ProxiedClients:
     def _is_proxy(self, scope: Scope) -> bool:
         if not self._proxies or not scope.get("client"):
             return False
-        address = ipaddress.ip_address(scope["client"][0])
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
+        address = ipaddress.ip_address(scope["client"][0].partition("%")[0])
         return any(address in proxy for proxy in self._proxies)
 
     def _take_certificate(self, scope: Scope) -> None:
@@ -81,6 +81,15 @@ class ProxiedClients:
             _log.warning("a proxy sent a Client-Cert that is not valid now")
             return None
         return certificate
+
+
+def _unmap(scope: Scope) -> None:
+    """Write an IPv4 client of a socket that listens on [::] as IPv4, as everybody who compares it expects."""
+    if scope.get("client"):
+        host, port = scope["client"]
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+            scope["client"] = (str(address.ipv4_mapped), port)
 
 
 def parse_client_cert(value: bytes) -> x509.Certificate:

@@ -12,11 +12,15 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
+from controller.problems import Kind, Refused
+
 __all__ = ["Engines", "StoreError", "lock_writers", "translated"]
 
 # Any constant will do, as long as all controllers use the same (it spells "wardmesh").
 WRITER_LOCK: Final = 0x77617264_6D657368
 CONTROLLER_LOCK: Final = WRITER_LOCK + 1
+# SQLSTATE class 22, such as a NUL character in an id: PostgreSQL cannot even compare text with it.
+_DATA_EXCEPTION: Final = "22"
 _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
 
@@ -30,6 +34,8 @@ def translated(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        if str(getattr(error.orig, "sqlstate", "")).startswith(_DATA_EXCEPTION):
+            raise Refused(Kind.INVALID, f"a value cannot be kept in the database: {error.orig}") from error
         raise StoreError(f"the database {url.render_as_string()} refused: {error.orig}") from error
     except (OSError, TimeoutError) as error:
         raise StoreError(f"the database {url.render_as_string()} cannot be reached: {error}") from error

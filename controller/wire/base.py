@@ -21,12 +21,14 @@ __all__ = [
     "PublicKey",
     "Revision",
     "Tag",
+    "Text",
     "check_address",
     "check_endpoint",
     "check_name",
     "check_prefix",
     "check_public_key",
     "check_tag",
+    "check_text",
     "format_endpoint",
     "split_endpoint",
 ]
@@ -130,10 +132,18 @@ def check_endpoint(value: str) -> str:
     return format_endpoint(*split_endpoint(value))
 
 
+def check_text(value: str) -> str:
+    """Accept text without the NUL character, which PostgreSQL cannot store and no editor shows."""
+    if "\0" in value:
+        raise ValueError(f"there is a NUL character at position {value.index(chr(0))}: remove it")
+    return value
+
+
 NodeName = Annotated[str, AfterValidator(check_name)]
 Tag = Annotated[str, AfterValidator(check_tag)]
 PublicKey = Annotated[str, AfterValidator(check_public_key)]
 Address = Annotated[str, AfterValidator(check_address)]
 Prefix = Annotated[str, AfterValidator(check_prefix)]
 Endpoint = Annotated[str, AfterValidator(check_endpoint)]
+Text = Annotated[str, AfterValidator(check_text)]
 Revision = Annotated[int, Field(ge=0, description="Monotonic number of a mutation; 0 is before the first")]

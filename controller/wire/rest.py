@@ -9,7 +9,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
-from .base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
+from .base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag, Text
 from .netmap import Mesh, NodeId
 
 __all__ = [
@@ -63,11 +63,11 @@ class EnrolmentKeyCreate(Message):
     """POST /enrolment-keys."""
 
     tags: tuple[Tag, ...] = ()
-    uses: Annotated[int, Field(ge=1)] | None = Field(default=1, description="None for no limit")
+    uses: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(default=1, description="None for no limit")
     ttl: Annotated[int, Field(ge=1, le=366 * 86400)] = Field(default=3600, description="seconds")
     ephemeral: bool = Field(default=False, description="its nodes are removed when they stay away")
     approved: bool = Field(default=True, description="False: each node waits for an admin's approval")
-    note: Annotated[str, Field(max_length=200)] = ""
+    note: Annotated[Text, Field(max_length=200)] = ""
 
 
 class EnrolmentKey(Message):
@@ -156,7 +156,7 @@ class PolicyDocument(Message):
 class PolicyWrite(Message):
     """PUT /policy (If-Match) and POST /policy/check: YAML or JSON."""
 
-    text: Annotated[str, Field(max_length=4 * 1024 * 1024)]
+    text: Annotated[Text, Field(max_length=4 * 1024 * 1024)]
 
 
 class PolicyFinding(Message):
@@ -181,7 +181,7 @@ class PolicyReport(Message):
 class AdminTokenCreate(Message):
     """POST /tokens."""
 
-    note: Annotated[str, Field(max_length=200)] = ""
+    note: Annotated[Text, Field(max_length=200)] = ""
     role: AdminRole = "admin"
     ttl: Annotated[int, Field(ge=1, le=366 * 86400)] | None = Field(default=None, description="seconds; None: no end")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from .base import Endpoint, Message, PublicKey, Revision
+from .base import Endpoint, Message, PublicKey, Revision, Text
 from .netmap import Delta, Netmap
 
 __all__ = [
@@ -33,9 +33,9 @@ PROTOCOL = "wardmesh.v1"  # the WebSocket subprotocol; a change that old agents 
 class HostReport(Message):
     """What only the host knows. `endpoints`: where WireGuard can be reached, best first, without mesh addresses."""
 
-    agent_version: str
+    agent_version: Annotated[Text, Field(max_length=100)]
     backend: Literal["kernel", "userspace"] = "kernel"
-    kernel: str = Field(default="", description="release, as `uname -r` prints it")
+    kernel: Annotated[Text, Field(max_length=200)] = Field(default="", description="release, as `uname -r` prints it")
     public_key: PublicKey
     endpoints: tuple[Endpoint, ...] = ()
     listen_port: Annotated[int, Field(ge=1, le=65535)] = 51820

@@ -178,6 +178,16 @@ class TestReading:
             assert await tables.ledger.revision() == 1
             assert await tables.nodes.all() == []
 
+    async def test_an_id_that_no_database_can_hold_finds_nothing(self, store: Store) -> None:
+        async def find() -> StoredNode | None:
+            async with store.read() as tables:
+                return await tables.nodes.get("a\0b")
+
+        try:
+            assert await find() is None
+        except Refused as refused:
+            assert refused.kind is Kind.INVALID  # noqa: PT017  one of the two, by database
+
     async def test_filters_and_pages_nodes_by_name(self, store: Store) -> None:
         for name in ("c", "a", "b", "d"):
             await add_node(store, name, tags=("tag:x",) if name in "ad" else ("tag:y",))
