@@ -123,6 +123,9 @@ class Applier:
         if wanted is None:
             return
         revision = wanted.netmap.revision
+        if not wanted.resume:
+            # A map that denies is saved first: no crash may bring back what was taken away.
+            await self._save(wanted)
         try:
             applied = await self._kernel.apply(wanted.netmap)
         except KernelError as error:

@@ -16,7 +16,7 @@ from typing import Final
 
 from pydantic import ValidationError
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
 from controller.wire.base import Message, Revision
@@ -37,7 +37,7 @@ from controller.wire.stream import (
 
 from .apply import Applier, Outcome
 from .errors import AgentError, ControllerError, StateError
-from .explain import find, unreachable
+from .explain import unreachable
 from .https import trusting, with_client_certificate
 from .netmap import SavedMap, denied
 from .renew import due, renew
@@ -315,21 +315,23 @@ class Control:
         return due(certificate) if certificate else datetime.now(UTC)
 
     def _connection_failed(self, error: Exception) -> Event:
-        tls = find(error, ssl.SSLError)
-        if tls is not None and "CERTIFICATE_EXPIRED" in (tls.reason or ""):
-            self._fail("the controller takes this node's certificate for expired; renewing it")
+        url = self._node.url
+        if isinstance(error, InvalidStatus):
+            problem = _problem(error)
+            self._fail(f"the controller at {url} refused the stream: {problem.detail}")
+            return Event.CERTIFICATE_REFUSED if problem.type == _CERTIFICATE_REQUIRED else Event.LOST
+        if isinstance(error, InvalidMessage):
+            # In TLS 1.3 our handshake is over before the server looks at our certificate (RFC 8446 section 2), and
+            # asyncio's TLS drops the alert that would tell: a refused certificate looks like a connection that ends.
+            # Renewing one that was not refused does no harm.
+            self._fail(f"the controller at {url} closed the connection without an answer: renewing the certificate")
             return Event.CERTIFICATE_REFUSED
         if isinstance(error, AgentError):
             self._fail(str(error))
-        elif isinstance(error, InvalidStatus):
-            problem = _problem(error)
-            self._fail(f"the controller at {self._node.url} refused the stream: {problem.detail}")
-            if problem.type == _CERTIFICATE_REQUIRED:
-                return Event.CERTIFICATE_REFUSED
         elif isinstance(error, ConnectionClosed):
-            self._fail(f"the connection to the controller at {self._node.url} broke ({error})")
+            self._fail(f"the connection to the controller at {url} broke ({error})")
         else:
-            self._fail(str(unreachable(self._node.url, error, None)))
+            self._fail(str(unreachable(url, error, None)))
         return Event.LOST
 
     def _fail(self, error: str) -> None:
