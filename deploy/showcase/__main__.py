@@ -31,6 +31,8 @@ def main() -> int:
     signal.signal(signal.SIGHUP, end)
     try:
         if os.environ.get(INSIDE):
+            # Process 1 of the guest ignores SIGINT, and that is inherited.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             return show(once=options.once)
         if options.kernel == "uml":
             return in_guest(sys.argv[1:])

@@ -114,13 +114,15 @@ def tunnel_comes_up(screen: Screen, world: World) -> None:
             return peer
 
         peer = eventually(shaken, timeout=20, what="a handshake")
-        status = assistant.status()
-        backend = {"kernel": "kernel WireGuard", "userspace": "wireguard-go, in user space"}[status["backend"]]
-        if has_wireguard():
-            assert status["backend"] == "kernel", "this kernel has WireGuard, but agentd does not use it"
+        backends = {agent.status()["backend"] for agent in world.agents.values()}
+        expected = "kernel" if has_wireguard() else "userspace"
+        assert backends == {expected}, f"the hosts' tunnels are {backends}; {expected} was expected of this kernel"
         screen.fact("endpoint", peer["endpoint"])
         screen.fact("handshake", f"{peer['handshake_age']:.0f} s ago")
-        screen.fact("data path", backend, "green" if status["backend"] == "kernel" else "yellow")
+        if expected == "kernel":
+            screen.fact("data path", "kernel WireGuard, on all three hosts", "green")
+        else:
+            screen.fact("data path", "wireguard-go in user space, on all three hosts", "yellow")
 
 
 def tool_is_called(screen: Screen, world: World) -> None:
