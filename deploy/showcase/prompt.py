@@ -35,22 +35,21 @@ def stay(screen: Screen, world: World) -> None:
 def explain(screen: Screen, world: World) -> None:
     screen.heading("The mesh stays up. Things to try here:")
     tool = mesh_address(world.agents["warehouse"])
+    call = f"python -m deploy.showcase.mcp_client http://{tool}:{MCP_PORT}/mcp hello"
     for meaning, lines in (
         ("the hosts as the controller sees them, and who changed what", ["wardmesh node list", "wardmesh audit list"]),
         ("a host's own view: assistant, warehouse or visitor, then a colon", ["assistant: agentd status"]),
         ("what WireGuard and nftables themselves say", ["warehouse: wg show", "visitor: nft list table inet wardmesh"]),
-        ("allowed, and denied", [f"visitor: ping -c 3 {tool}", f"visitor: nc -vz -w 2 {tool} {MCP_PORT}"]),
-        ("call the tool again", [f"assistant: {call_line(tool)}"]),
-        ("revoke a host; then the tool is out of its reach", ["wardmesh node disable assistant"]),
+        ("call the tool again, allowed and denied", [f"assistant: {call}", f"visitor: timeout 5 {call}"]),
+        (
+            "revoke a host, and call again; `node enable` brings it back within half a minute",
+            ["wardmesh node disable assistant"],
+        ),
         ("end everything; Ctrl-C does, too", ["quit"]),
     ):
         screen.say(f"  # {meaning}", "dim")
         for line in lines:
             screen.say(f"  {line}", "cyan")
-
-
-def call_line(address: str) -> str:
-    return f"python -m deploy.showcase.mcp_client http://{address}:{MCP_PORT}/mcp hello"
 
 
 def run(screen: Screen, world: World, line: str) -> None:
