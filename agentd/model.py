@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from controller.wire.base import format_endpoint, split_endpoint
+from controller.wire.base import format_endpoint
 
 __all__ = [
     "NO_PRESHARED_KEY",
@@ -107,7 +107,8 @@ class Endpoint(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Endpoint":
         """A canonical `192.0.2.1:51820` or `[2001:db8::1]:51820`."""
-        return cls(*split_endpoint(text))
+        host, _, port = text.rpartition(":")
+        return cls(host.strip("[]"), int(port))
 
     def __str__(self) -> str:
         return format_endpoint(f"{self.address}%{self.scope}" if self.scope else self.address, self.port)

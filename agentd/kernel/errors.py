@@ -9,12 +9,11 @@ __all__ = ["refused"]
 
 _REMEDIES: Final = {
     errno.EPERM: "this process needs CAP_NET_ADMIN: run agentd as root or from its systemd unit",
-    errno.EACCES: "this process needs CAP_NET_ADMIN: run agentd as root or from its systemd unit",
-    errno.EOPNOTSUPP: "this kernel has no WireGuard: install a kernel with CONFIG_WIREGUARD, or wireguard-go",
     errno.ENODEV: "the link is gone: another program removed it; it is made again at the next attempt",
     errno.EEXIST: "something of that name is already there: remove it, or choose another name",
     errno.EADDRINUSE: "another program uses that UDP port: choose another listen port",
     errno.EAFNOSUPPORT: "this kernel runs without that address family: enable IPv6",
+    errno.EOPNOTSUPP: "this kernel was built without it: install a kernel that has it",
     errno.ENOBUFS: "the kernel is short of memory for sockets: raise net.core.wmem_max or free memory",
     errno.ETIMEDOUT: "the kernel does not answer: look at its log (dmesg)",
 }

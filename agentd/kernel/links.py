@@ -9,7 +9,7 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pyroute2.netlink.rtnl import (
@@ -45,6 +45,10 @@ _RT_SCOPE_LINK: Final = 253
 _RTN_UNICAST: Final = 1
 _FAMILIES: Final = (int(socket.AF_INET), int(socket.AF_INET6))
 _HEADER: Final = 16
+
+_NO_REMEDIES: Final[Mapping[int | None, str]] = {}
+_ENABLE_IPV6: Final = "IPv6 is off on this host, and the mesh has IPv6 addresses: set net.ipv6.conf.all.disable_ipv6=0"
+_NO_IPV6: Final[Mapping[int | None, str]] = {errno.EACCES: _ENABLE_IPV6, errno.EOPNOTSUPP: _ENABLE_IPV6}
 
 
 class Links:
@@ -155,7 +159,9 @@ class Links:
             ["IFA_FLAGS", _IFA_F_NODAD],
         ]
         message = _message(ifaddrmsg, attrs, index=self.index(name), family=network.family, prefixlen=network.length)
-        self._write(what, kind, flags, message)
+        self._write(
+            what, kind, flags, message, remedies=_NO_IPV6 if network.family == socket.AF_INET6 else _NO_REMEDIES
+        )
 
     # --- routes ---
 
@@ -245,11 +251,13 @@ class Links:
         except NetlinkError as error:
             raise refused("reading the host's links, addresses and routes", error) from error
 
-    def _write(self, what: str, kind: int, flags: int, message: bytes) -> None:
+    def _write(
+        self, what: str, kind: int, flags: int, message: bytes, *, remedies: Mapping[int | None, str] = _NO_REMEDIES
+    ) -> None:
         try:
             self._netlink.write(kind, flags, message)
         except NetlinkError as error:
-            raise refused(what, error) from error
+            raise refused(what, error, remedies.get(error.errno, "")) from error
 
 
 @contextlib.contextmanager

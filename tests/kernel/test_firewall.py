@@ -86,7 +86,9 @@ def send_all(guarded: Guarded, flows: list[Flow]) -> set[int]:
             icmp = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
             for protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP, icmp):
                 outlets[six, protocol] = stack.enter_context(raw(guarded.sender, protocol, six=six, header=True))
-                inlets.append((six, protocol, stack.enter_context(raw(guarded.host, protocol, six=six))))
+                inlet = stack.enter_context(raw(guarded.host, protocol, six=six))
+                inlet.setblocking(False)
+                inlets.append((six, protocol, inlet))
         for number, flow in enumerate([*flows, *_beacons()]):
             six = ":" in flow.peer
             to = own[6 if six else 4]
@@ -103,21 +105,28 @@ def send_all(guarded: Guarded, flows: list[Flow]) -> set[int]:
                 data = packets.echo(flow.peer, to, number)
             outlets[six, protocol].sendto(packets.ip(flow.peer, to, protocol, data), (to, 0))
         passed: set[int] = set()
-        for six, protocol, inlet in inlets:
-            inlet.setblocking(False)
-            beacon = len(flows) + six
-            while True:
-                try:
-                    data = inlet.recv(2048)
-                except BlockingIOError:
-                    if protocol != socket.IPPROTO_UDP or beacon in passed:
-                        break
-                    continue
-                data = data if six else data[20:]
-                at = 8 if protocol == socket.IPPROTO_UDP else 4
-                if protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP} or data[0] in {8, 128}:
-                    passed.add(int.from_bytes(data[at : at + 4], "big"))
+
+        def beacons_are_in() -> bool:
+            for six, protocol, inlet in inlets:
+                passed.update(_tokens(inlet, protocol, six=six))
+            return {len(flows), len(flows) + 1} <= passed
+
+        eventually(beacons_are_in)
+        beacons_are_in()  # what was behind a beacon in another socket
         return passed - {len(flows), len(flows) + 1}
+
+
+def _tokens(inlet: socket.socket, protocol: int, *, six: bool) -> Iterator[int]:
+    """The tokens of the packets that are queued."""
+    while True:
+        try:
+            data = inlet.recv(2048)
+        except BlockingIOError:
+            return
+        data = data if six else data[20:]
+        at = 8 if protocol == socket.IPPROTO_UDP else 4
+        if protocol in {socket.IPPROTO_TCP, socket.IPPROTO_UDP} or data[0] in {packets.ICMP_ECHO, packets.ICMPV6_ECHO}:
+            yield int.from_bytes(data[at : at + 4], "big")
 
 
 def _beacons() -> list[Flow]:

@@ -1,6 +1,7 @@
 """One map applied, applied again, changed, refused, disturbed and removed, over both backends."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -158,6 +159,55 @@ def test_a_key_that_cannot_be_set_is_not_kept(node: Node) -> None:
     device = node.observe().device
     assert device is not None
     assert device.public_key == node.member.public_key
+
+
+@pytest.mark.host_kernel
+def test_a_host_without_ipv6_is_told_so_and_nothing_is_half_done() -> None:
+    with Lab() as lab:
+        host = lab.host("host", lab.switch("net"))
+        for scope in ("all", "default"):
+            host.machine.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 1)
+        node = Node(host, 1, "userspace")
+        try:
+            before = state(node)
+            with pytest.raises(KernelError, match=r"adding address fd77:7761:7264::1/128 .* IPv6 is off on this host"):
+                node.meet(OTHERS[0])
+            assert state(node) == before
+        finally:
+            node.end()
+
+
+APPLY_ONCE = """
+import asyncio, sys
+from agentd.reconcile import KernelError, LinkSettings, Reconciler
+from tests.kernel.maps import Member, netmap
+
+async def main():
+    reconciler = Reconciler(LinkSettings(backend="userspace"), bytes(range(32)))
+    await reconciler.start()
+    applied = await reconciler.apply(netmap(Member(1), Member(2)))
+    print(len(applied.operations), len(await reconciler.remove()))
+    await reconciler.close()
+
+try:
+    asyncio.run(main())
+except KernelError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.host_kernel
+@pytest.mark.parametrize(
+    ("capabilities", "code", "said"),
+    [("-all,+net_admin", 0, "10 2"), ("-all", 3, "needs CAP_NET_ADMIN: run agentd as root")],
+)
+def test_one_capability_is_needed_and_enough(capabilities: str, code: int, said: str) -> None:
+    with Lab() as lab:
+        host = lab.host("host", lab.switch("net"))
+        drop = ("setpriv", f"--bounding-set={capabilities}", "--no-new-privs")
+        ended = host.run(*drop, sys.executable, "-c", APPLY_ONCE, check=False)
+        assert (ended.returncode, said in ended.stdout) == (code, True), ended.stdout + ended.stderr
 
 
 # --- drift ------------------------------------------------------------------------------------------------------------
