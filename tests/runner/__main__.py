@@ -30,14 +30,15 @@ def main() -> int:
     outcomes: dict[str, Outcome] = {}
     places: dict[str, str] = {}
     interrupted = False
+    set_up(*sorted({name for part in chosen for name in part.setup}))
     with tempfile.TemporaryDirectory(prefix="wm-") as results:
+        Path(results).chmod(0o711)  # PostgreSQL and other users of the tests' files pass through
         for part in chosen:
             files = parts.test_files(part, ROOT)
             if not files:
                 if explicit:
                     outcomes[part.name], places[part.name] = Outcome(broken="it has no tests"), "-"
                 continue
-            set_up(*part.setup)
             has_host_tests = any("host_kernel" in file.read_text() for file in files)
             planned = parts.stages(part, host_suits=not missing_features(), has_host_tests=has_host_tests)
             if any(stage.place is not Place.HOST for stage in planned):
