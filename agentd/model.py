@@ -382,6 +382,10 @@ class PeerChange:
     allowed_ips: tuple[Network, ...] = ()
     replace_allowed_ips: bool = False
 
+    def is_endpoint_alone(self) -> bool:
+        """True when it says where the peer is and nothing else."""
+        return self == PeerChange("change", self.name, self.public_key, endpoint=self.endpoint)
+
     def __str__(self) -> str:
         changes = [f"endpoint {self.endpoint}"] if self.endpoint else []
         changes += [f"keepalive {self.keepalive or 'off'}"] if self.keepalive is not None else []

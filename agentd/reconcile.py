@@ -281,6 +281,10 @@ class Reconciler:
             if "address" in hints:
                 await self._open.device.forget_sources(self._settings.name, self._settings.listen_port)
             operations = plan(self._in_force.desired, await self._observe())
+            if all(isinstance(operation, PeerChange) and operation.is_endpoint_alone() for operation in operations):
+                # Peers fell silent where they had roamed to. Nobody changed anything; look for them at the hint.
+                await self._run(operations, self._in_force.private_key)
+                return None
         except KernelError as error:
             return str(error)  # the next apply says so too, and that is reported
         listed = "; ".join(str(operation) for operation in operations[:_LISTED])

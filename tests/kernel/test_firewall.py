@@ -190,6 +190,38 @@ def test_a_change_ends_at_the_same_table_as_a_replacement(guarded: Guarded) -> N
         assert changed == guarded.listing(), f"WARDMESH_SEED={seed}"
 
 
+def test_any_name_of_the_policy_can_be_a_name_in_the_table(guarded: Guarded) -> None:
+    names = [
+        "tag:web",
+        "*",
+        "log",
+        "fwd",
+        "Ünï©ode ; drop",
+        'quote"',
+        "a/b",
+        "n" * 300,
+        "n" * 299 + "m",
+        "_",
+        "-",
+        "grants[0]",
+    ]
+    own = frozenset({SENDER.address, SENDER.address6})
+    sets = {name: AddressSet(name=name, addresses=own) for name in names}
+    rules = [allow("in", "udp", 1000 + n, peers=[name], grant=name) for n, name in enumerate(names)]
+    rules.append(allow("in", "udp", (2000, 2100), peers=names, grant="all of them"))
+    wanted = netmap(guarded.member)
+    guarded.apply(wanted.model_copy(update={"sets": sets, "rules": {rule.id: rule for rule in rules}}))
+    for n, name in enumerate(names):
+        guarded.apply(
+            wanted.model_copy(update={"sets": {name: sets[name]}, "rules": {rule.id: rule for rule in rules}})
+        )
+        flow = Flow(direction="in", peer=SENDER.address, protocol="udp", port=1000 + n)
+        with raw(guarded.host, socket.IPPROTO_UDP) as inlet, raw(guarded.sender, 0, header=True) as outlet:
+            data = packets.udp(SENDER.address, guarded.member.address, 4000, flow.port or 0, name.encode())
+            outlet.sendto(packets.ip(SENDER.address, guarded.member.address, 17, data), (guarded.member.address, 0))
+            assert inlet.recv(1000)[28:] == name.encode()
+
+
 # --- flows ------------------------------------------------------------------------------------------------------------
 
 
