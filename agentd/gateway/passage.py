@@ -116,8 +116,8 @@ class Passage:
 
     async def run(self, upstream: Upstream, request: UpstreamRequest) -> None:
         """Pass the request on and the answer back. Cancelled, it cancels upstream."""
-        # A legacy client that loses its connection has not cancelled (2025-11-25, basic/transports): the upstream goes
-        # on, and what it says can be had by resuming.
+        # A legacy client that loses its connection has not cancelled (2025-11-25, basic/transports). Until the upstream
+        # shows that what it says can be had by resuming, it is read to its end, in case it ends with its reader.
         self._exchange.ends_with_client = self.call.era != "legacy" or self.call.method == TRANSPORT_STREAM
         try:
             response = self._response = await upstream.open(request)
@@ -205,6 +205,12 @@ class Passage:
         while data := await response.read():
             exchange.write(watch.pass_on(data))
             self._last = self._loop.time()
+            if watch.resumable:
+                # From now on a lost client is a lost reader to the upstream too: it keeps what is said for the one who
+                # resumes, instead of saying it to nobody.
+                exchange.ends_with_client = True
+                if exchange.gone:
+                    return
             await exchange.drain()
         self.error = watch.error
         if not watch.answered and self.call.request_id is not None and not self._may_resume(watch):

@@ -432,10 +432,12 @@ class Lab:
         return Running(gateway, runtime, records, port, services)
 
     async def client(self, running: Running, address: str = ALICE) -> Client:
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", running.port, local_addr=(address, 0), limit=1 << 24
-        )
-        made = Client(reader, writer, f"127.0.0.1:{running.port}")
+        return await self.connect(address, running.port)
+
+    async def connect(self, address: str, port: int) -> Client:
+        """A client of whatever listens at `port`, from `address`."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0), limit=1 << 24)
+        made = Client(reader, writer, f"127.0.0.1:{port}")
         self._undo.append(made.close)
         return made
 
