@@ -126,10 +126,11 @@ class StreamWatch:
             self.error = error_code(message)
 
     def _held(self, event: Event) -> bytes:
-        self._read(event)
         if event.data is None or not _could_answer(event.data):
+            self._read(event)
             return event.raw
         seen = filter_answer(event.data, self._filtered, None if self._resumes else self._call.method)
+        self._read(event)
         if seen == event.data:
             return event.raw
         kept = [line for line in event.raw.splitlines() if line and not line.removeprefix(_BOM).startswith(b"data")]

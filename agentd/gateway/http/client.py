@@ -102,6 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_pump",
         "_released",
         "_response",
+        "_unfinished",
         "_until_close",
         "closed",
         "idle_since",
@@ -115,7 +116,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: Any = None
         self._response: Response | None = None
         self._head: asyncio.Future[Response] | None = None
-        self._header_bytes = 0
+        self._header_bytes = 0  # of headers that have ended
+        self._unfinished = 0  # bytes that came before the end of the head
         self._interim = False
         self._is_head = False
         self._keep = False
@@ -145,6 +147,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._response = Response(self)
         self._head = self._loop.create_future()
         self._header_bytes = 0
+        self._unfinished = 0
         self._is_head = is_head
         self._until_close = False
         self.transport.write(head + body)
@@ -187,12 +190,21 @@ class UpstreamConnection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+            self._count_head(len(data))
         except httptools.HttpParserUpgrade:
             self._fail(UpstreamError("the upstream switched protocols unasked", reached=True))
             self.abort()
         except httptools.HttpParserError as error:
             self._fail(UpstreamError(f"the upstream's answer is not HTTP/1.1: {error}", reached=True))
             self.abort()
+
+    def _count_head(self, size: int) -> None:
+        """The parser keeps a header to itself until it has ended; one without end must not fill memory."""
+        if self._head is not None and not self._head.done():
+            self._unfinished += size
+            if self._unfinished > 2 * _HEADER_BYTES:
+                self._fail(UpstreamError("the upstream's headers do not end", reached=True))
+                self.abort()
 
     def eof_received(self) -> bool:
         return False
