@@ -12,16 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+import psutil
+
 from controller.wire.netmap import Netmap
+from controller.wire.rest import StaticPeerCreate
 from tests.bench.figures import Bench, alternate
 from tests.kernel.maps import Member, netmap
 from tests.kernel.nodes import Node
-from tests.lab import Host, Lab
+from tests.lab import Host, Lab, eventually
+from tests.lab.mesh import ALLOW_ALL, Agent, Controller
 
 T = TypeVar("T")
 NEEDS_KERNEL = True
 PEERS: Final = 1000
 ROUNDS: Final = 8
+IDLE_PEERS: Final = 100
+IDLE_SECONDS: Final = 70  # more than a minute: once in a minute the daemon looks at everything
 OWN: Final = 1
 MEMBERS: Final = [
     Member(number, endpoints=(f"192.0.2.{number % 250 + 1}:51820",), keepalive=25)
@@ -37,6 +43,7 @@ def measure(bench: Bench) -> None:
             small_changes(bench, node)
         finally:
             node.end()
+    idle(bench)
 
 
 def from_nothing(bench: Bench, node: Node, theirs: Host) -> None:
@@ -84,6 +91,26 @@ def small_changes(bench: Bench, node: Node) -> None:
     bench.bar("nothing_changed_writes", nothing.messages + nothing.nft_transactions, "<=", 0)
     bench.figure("one_peer_added_ms", added_s * 1000)
     bench.figure("nothing_changed_ms", nothing_s * 1000)
+
+
+def idle(bench: Bench) -> None:
+    """The whole daemon, joined to a real controller, with its peers in the kernel and nothing to do."""
+    bench.say(f"agentd with {IDLE_PEERS} peers, idle for {IDLE_SECONDS} s …")
+    with Lab() as lab:
+        switch = lab.switch("net")
+        controller = Controller.start(lab.host("controller", switch))
+        controller.put_policy(ALLOW_ALL)
+        for member in MEMBERS[:IDLE_PEERS]:
+            peer = StaticPeerCreate(name=member.name, public_key=member.public_key, endpoints=member.endpoints)
+            controller.ask(lambda client, peer=peer: client.create_peer(peer))
+        agent = Agent.join(lab.host("agent", switch), controller.join_string())
+        eventually(lambda: len(agent.status()["peers"]) == IDLE_PEERS, 60, interval=1)
+        daemon = psutil.Process(agent.process.pid)
+        before, started = sum(daemon.cpu_times()[:2]), time.monotonic()
+        eventually(lambda: time.monotonic() - started >= IDLE_SECONDS, IDLE_SECONDS + 10, interval=1)
+        share = (sum(daemon.cpu_times()[:2]) - before) / (time.monotonic() - started)
+        bench.bar("idle_100_peers_resident_mb", daemon.memory_info().rss / 1e6, "<=", 80)
+        bench.bar("idle_100_peers_core_percent", share * 100, "<=", 0.5)
 
 
 def apply_everything(node: Node, wanted: Netmap) -> float:
