@@ -55,7 +55,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Cell]], *, empty: str)
         grid.add_column(column, overflow="fold")
     for row in filled:
         grid.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    _stdout().print(grid)
+    _print(grid)
 
 
 def detail(pairs: Iterable[tuple[str, Cell]]) -> None:
@@ -63,7 +63,7 @@ def detail(pairs: Iterable[tuple[str, Cell]]) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, value in pairs:
         grid.add_row(Text(label, style="bold"), Text(value) if isinstance(value, str) else value)
-    _stdout().print(grid)
+    _print(grid)
 
 
 def print_problem(error: ClientError, *, as_json: bool) -> None:
@@ -111,6 +111,11 @@ def ago(time: datetime | None, now: datetime) -> str:
     return f"{count} {unit} ago" if seconds > 0 else f"in {count} {unit}"
 
 
-def _stdout() -> Console:
+def _print(grid: Table) -> None:
     # A pipe has no width: a line per row, whole, so that grep and cut work.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=10_000, soft_wrap=True)
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False) if terminal else Console(highlight=False, width=10_000, soft_wrap=True)
+    with console.capture() as captured:
+        console.print(grid)
+    for line in captured.get().splitlines():
+        print(line.rstrip())

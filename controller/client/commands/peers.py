@@ -185,3 +185,8 @@ def _hand_out(node: Node, wg_quick: str, *, output: Path | None, show_qr: bool, 
     elif not output:
         print_line(wg_quick.rstrip("\n"))
     note(f"{node.name} has {' and '.join(node.addresses)}." + (f" Its wg-quick file is {output}." if output else ""))
+    if "[Peer]" not in wg_quick:
+        note(
+            "Policy lets it talk to no host yet, so the file names no peer: after `wardmesh policy apply`, get it "
+            f"again with `wardmesh peer config {node.name}`."
+        )

@@ -41,6 +41,12 @@ def test_the_wg_quick_file_is_one_that_wg_quick_takes(cli: Cli, peer: str) -> No
     assert address in (cli.home / "peer.conf").read_text()
 
 
+def test_a_file_without_a_peer_is_said_to_be_one(cli: Cli, peer: str) -> None:
+    done = cli("peer", "config", peer)
+    assert "[Peer]" not in done.out
+    assert f"wardmesh peer config {peer}" in done.err
+
+
 def test_json_does_not_repeat_the_file_with_the_private_key(cli: Cli) -> None:
     done = cli("peer", "add", "quiet", "--generate-key", "--json")
     assert done.json()["file"] == "quiet.conf"
