@@ -24,6 +24,10 @@ from .types import Allow, Call, Caller, Code, Decision, Deny
 __all__ = ["INVALID_PARAMS", "CompiledPolicy"]
 
 INVALID_PARAMS: Final = -32602  # JSON-RPC 2.0 section 5.1: the call is malformed, not denied
+METHOD_NOT_FOUND: Final = -32601
+# Revision 2026-07-28 took them away. A server that still heard them would subscribe a caller past the rules for
+# subscriptions/listen, so it does not hear them.
+_REMOVED: Final = frozenset({"resources/subscribe", "resources/unsubscribe"})
 _MOST_NAMES: Final = 1024  # remembered for one caller and service; callers choose the names
 _LONGEST_NAME: Final = 256
 _MOST_ACCESSES: Final = 65_536
@@ -113,6 +117,8 @@ class CompiledPolicy:
         found = self._judge(caller, call, now)
         if isinstance(found, Refusal):
             return _denied(caller, call, found)
+        if _is_removed(call):
+            return Deny(METHOD_NOT_FOUND, f"{call.method} is not part of this revision: use subscriptions/listen")
         assert service is not None  # what is allowed is allowed on a service
         paid = self._spend(caller, call, service, found, now)
         if isinstance(paid, _Way):
@@ -176,8 +182,12 @@ class CompiledPolicy:
         )
 
 
+def _is_removed(call: Call) -> bool:
+    return call.era == "modern" and call.method in _REMOVED
+
+
 def _judge_uses(access: _Access, opening: _Grant, call: Call, now: float) -> Sequence[_Way] | Refusal:
-    wanted = uses(call.method, call.params)
+    wanted = () if _is_removed(call) else uses(call.method, call.params)
     if isinstance(wanted, Refusal):
         return wanted
     if not wanted:

@@ -1,7 +1,7 @@
 """Random and sample policies, callers and calls for the tests of the gateway's decisions."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import strategies as st
 
@@ -65,11 +65,17 @@ def caller(address: str = ADDRESSES[0], name: str = "agent-1") -> Caller:
     )
 
 
-def call(method: str, params: Mapping[str, Any], service: str = "alpha", request_id: int | None = 1) -> Call:
+def call(
+    method: str,
+    params: Mapping[str, Any],
+    service: str = "alpha",
+    request_id: int | None = 1,
+    era: Literal["modern", "legacy"] = "legacy",
+) -> Call:
     arguments = params.get("arguments")
     return Call(
         service=service,
-        era="modern",
+        era=era,
         method=method,
         name=params.get("name") or params.get("uri"),
         arguments=arguments if isinstance(arguments, dict) else None,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentd.gateway.limits import Limiter
-from agentd.gateway.policy import INVALID_PARAMS, CompiledPolicy
+from agentd.gateway.policy import INVALID_PARAMS, METHOD_NOT_FOUND, CompiledPolicy
 from agentd.gateway.types import Allow, Call, Code, Deny, UpstreamError
 from controller.wire.calls import judge
 from controller.wire.mcp import (
@@ -117,6 +117,15 @@ def test_a_malformed_call_is_invalid_and_not_denied() -> None:
     assert isinstance(decision, Deny)
     assert decision.code == INVALID_PARAMS
     assert decision.grant_needed is None
+
+
+def test_a_method_that_the_revision_removed_is_not_found_and_not_passed_on() -> None:
+    tables = compiled(grant(resources=("*",)))
+    for params in ({"uri": "file:///srv/a"}, {}):
+        decision = tables.decide(caller(), call("resources/subscribe", params, era="modern"), 0.0)
+        assert isinstance(decision, Deny)
+        assert decision.code == METHOD_NOT_FOUND
+    assert tables.decide(caller(), call("resources/subscribe", {"uri": "file:///srv/a"}), 0.0) == Allow("g1")
 
 
 def test_every_subscribed_resource_must_be_granted() -> None:
