@@ -174,13 +174,16 @@ def mirrored_name(message: Message) -> str | Refusal | None:
 
 
 def unsupported_version(requested: str, id: RequestId | None, supported: tuple[str, ...] = ()) -> Refusal:  # noqa: A002
-    """The error that names what is supported: by default every revision that the gateway passes on."""
+    """The error that names what is supported: by default the revisions that requests like this one can be in.
+
+    Only those that `server/discover` names (basic/versioning): legacy revisions are had by `initialize`.
+    """
     return Refusal(
         400,
         UNSUPPORTED_VERSION,
         "Unsupported protocol version",
         id,
-        {"supported": list(supported or (*MODERN_VERSIONS, *LEGACY_VERSIONS)), "requested": requested},
+        {"supported": list(supported or MODERN_VERSIONS), "requested": requested},
     )
 
 

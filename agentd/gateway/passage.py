@@ -187,7 +187,7 @@ class Passage:
         call = self.call
         if call.era == "modern" and eras.upstream_is_legacy(status, code):
             self._tell(eras.unsupported_version(call.version or "", call.request_id, eras.LEGACY_VERSIONS))
-        elif call.method == "initialize" and eras.upstream_is_modern_only(status, code) and b'"supported"' not in body:
+        elif _asks_to_initialize(call) and eras.upstream_is_modern_only(status, code) and b'"supported"' not in body:
             requested = str(call.params.get("protocolVersion", ""))[:64]
             refusal = eras.unsupported_version(requested, call.request_id, eras.MODERN_VERSIONS)
             text = f"this server speaks only {', '.join(eras.MODERN_VERSIONS)}, without initialize"
@@ -269,6 +269,11 @@ class Passage:
         else:
             body = error_body(refusal.id, refusal.code, refusal.message, refusal.data)
             self._exchange.reply(refusal.status, [JSON], body)
+
+
+def _asks_to_initialize(call: Call) -> bool:
+    """A legacy client begins. (In a modern request, `initialize` is just a method that does not exist.)"""
+    return call.era == "legacy" and call.method == "initialize"
 
 
 def _stated_code(body: bytes) -> int | None:
