@@ -46,6 +46,7 @@ PARTS: tuple[Part, ...] = (
     Part("lab", ("tests/lab",), setup=("base", "kernel"), needs_kernel=True),
     Part("kernel", ("tests/kernel",), setup=("base", "kernel"), needs_kernel=True),
     Part("gateway", ("tests/gateway",), setup=("base", "kernel")),
+    Part("conformance", ("tests/conformance",), setup=("base", "conformance")),
     Part("virtual-time", ("tests/virtual_time",), setup=("base", "kernel", "guest"), virtual_time=True),
 )
 
