@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
-from controller.wire.base import Message, Revision
+from controller.wire.base import Address, Message, Revision
 from controller.wire.netmap import FoldError, fold
 from controller.wire.rest import Problem
 from controller.wire.stream import (
@@ -100,6 +100,7 @@ class Control:
         self._connected: datetime | None = None
         self._renewal_not_before = 0.0  # in the event loop's time
         self._changed = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._leaving = False
         self._reported: HostReport | None = None
         self._told: Outcome | None = None
@@ -121,6 +122,13 @@ class Control:
     def changed(self) -> None:
         """Something that the controller should know may have changed: the host's report, or what is in force."""
         self._changed.set()
+
+    def addresses_changed(self, own: Iterable[Address]) -> None:
+        """This host has these addresses now: a stream from another is dead, and what waits need not wait longer."""
+        self._hurry.set()
+        self.changed()
+        if self._socket is not None and self._socket.local_address and self._socket.local_address[0] not in set(own):
+            self._socket.transport.abort()  # else only the next missing pong would tell
 
     async def run(self) -> None:
         """Keep the connection until cancelled."""
@@ -155,7 +163,10 @@ class Control:
     # The phases
 
     async def _wait(self) -> Event:
-        await asyncio.sleep(self._session.pause)
+        self._hurry.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._session.pause):
+                await self._hurry.wait()
         overdue = self._session.renew or self._renewal_due() <= datetime.now(UTC)
         allowed = asyncio.get_running_loop().time() >= self._renewal_not_before
         return Event.RENEWAL_DUE if overdue and allowed else Event.PAUSE_OVER

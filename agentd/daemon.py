@@ -188,7 +188,7 @@ class _Daemon:
         async for addresses in self._own.changes():
             log.info("this host's addresses changed", extra={"addresses": len(addresses)})
             self._applier.wake("addresses")
-            self._control.changed()
+            self._control.addresses_changed(item.address for item in addresses)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self._control.changed()

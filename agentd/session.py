@@ -108,7 +108,7 @@ def step(session: Session, event: Event, chance: float) -> Session:
 def _failures(session: Session, event: Event) -> int:
     if event is Event.MAP:
         return 0
-    lost = event in {Event.LOST, Event.CERTIFICATE_REFUSED, Event.GAP, Event.REFUSED}
+    lost = event in {Event.LOST, Event.CERTIFICATE_REFUSED, Event.GAP, Event.REFUSED, Event.DISABLED}
     return session.failures + 1 if lost else session.failures
 
 
@@ -120,8 +120,8 @@ def _resume(session: Session, event: Event) -> bool:
 
 
 def _pause(event: Event, failures: int, chance: float) -> float:
-    if event in {Event.REPLACED, Event.DISABLED}:
-        # Coming back is pointless until a person acts, who then should not have to touch this host as well.
+    if event is Event.REPLACED:
+        # Two hosts with one node would take the stream from each other for ever; a person has to end it.
         longest = _LONGEST_PAUSE
     else:
         longest = min(_FIRST_PAUSE * 2 ** min(max(failures - 1, 0), 16), _LONGEST_PAUSE)

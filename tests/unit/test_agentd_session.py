@@ -78,11 +78,19 @@ def test_a_lost_connection_is_resumed() -> None:
     assert after(Event.LOST, start=STREAMING).resume
 
 
-@pytest.mark.parametrize("event", [Event.DISABLED, Event.REPLACED])
-def test_what_only_a_person_can_end_is_tried_rarely(event: Event) -> None:
-    session = after(event, start=STREAMING)
+def test_two_hosts_with_one_node_do_not_take_the_stream_from_each_other_all_the_time() -> None:
+    session = after(Event.REPLACED, start=STREAMING)
     assert session.phase is Phase.WAITING
     assert session.pause >= 30
+
+
+def test_a_disabled_node_asks_soon_and_then_less_and_less() -> None:
+    session, pauses = STREAMING, []
+    for _ in range(7):
+        session = after(Event.DISABLED, start=session)
+        pauses.append(round(session.pause))
+        session = after(Event.PAUSE_OVER, Event.OPENED, start=session)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60]
 
 
 def test_a_removed_node_never_comes_back() -> None:
