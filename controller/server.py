@@ -191,7 +191,17 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
         super().__init__(config)
         self.ready = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._hub = hub
+
+    async def main_loop(self) -> None:
+        """Sleep until `stop`. uvicorn's own loop wakes ten times a second, for a flag and for the Date header."""
+        await self._stopping.wait()
+
+    def stop(self) -> None:
+        """Ask `serve` to shut down and return."""
+        self.should_exit = True
+        self._stopping.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -225,7 +235,7 @@ async def _serving(server: _Server, listening: socket.socket) -> AsyncIterator[N
         yield
     finally:
         ready.cancel()
-        server.should_exit = True
+        server.stop()
         await serving
 
 

@@ -1,10 +1,11 @@
-"""uvicorn's protocols with one addition: the verified client certificate and the TLS version go into the ASGI scope.
+"""uvicorn's protocols, adding the verified client certificate and the TLS version to the ASGI scope.
 
 uvicorn does not do it itself (0.54); both classes read the transport's ssl object, which the TLS handshake filled.
 """
 
 import asyncio
 import ssl
+from email.utils import formatdate
 from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,6 +27,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Called by the parser for each request of the connection; the superclass has made the scope."""
+        # RFC 9110 section 6.6.1. Here, because our server has no loop that would refresh it every second.
+        date = (b"date", formatdate(usegmt=True).encode())
+        self.server_state.default_headers = [date, *self.config.encoded_headers]
         super().on_message_begin()
         _describe_tls(cast(dict[str, Any], self.scope), self.transport)
 
