@@ -79,8 +79,9 @@ def _change(old: Ruleset, new: Ruleset) -> Iterator[str]:
         before_keys = old.elements.get(name, {})
         if keys is before_keys:
             continue
-        removed = [key for key, verdict in before_keys.items() if keys.get(key) != verdict]
-        added = {key: verdict for key, verdict in keys.items() if before_keys.get(key) != verdict}
+        different = sorted(before_keys.items() ^ keys.items())  # by far the quickest way to compare ten thousand
+        removed = [key for key, verdict in different if before_keys.get(key) == verdict]
+        added = {key: verdict for key, verdict in different if keys.get(key) == verdict}
         if removed:
             yield f"delete element inet {table} {name} {{ {', '.join(removed)} }}"
         if added:

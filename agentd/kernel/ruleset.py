@@ -23,7 +23,7 @@ from agentd.model import Chain, Container, LinkSettings, Ruleset
 from controller.wire.base import Address
 from controller.wire.netmap import Direction, Netmap, PortRange, Protocol, Rule
 
-__all__ = ["LOG_GROUP", "compile_ruleset", "identifier"]
+__all__ = ["LOG_GROUP", "compile_ruleset", "elements_of", "identifier", "live_rules", "named_sets", "profile_name"]
 
 LOG_GROUP: Final = 51820  # NFLOG group that denied packets go to
 _LOG: Final = f"log group {LOG_GROUP} prefix"
@@ -37,9 +37,7 @@ _ERRORS6: Final = "icmpv6 type { destination-unreachable, packet-too-big, time-e
 
 def compile_ruleset(netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
     """The table for this map. Rules whose `expires` is not after `now` (seconds since the epoch) are left out."""
-    rules = sorted(
-        (rule for rule in netmap.rules.values() if rule.expires is None or now < rule.expires), key=_preference
-    )
+    rules = live_rules(netmap, now)
     profiles = _profiles(netmap, rules)
     chains = _base_chains(netmap, link)
     containers = dict(_CONTAINERS)
@@ -49,9 +47,8 @@ def compile_ruleset(netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
         for name, (container, keys) in profile.maps().items():
             containers[name], elements[name] = container, keys
         for address in profile.addresses:
-            family = "6" if ":" in address else "4"
-            elements[f"from{family}"][address] = f"jump {profile.name_of('from')}"
-            elements[f"to{family}"][address] = f"jump {profile.name_of('to')}"
+            for name, verdict in elements_of(profile.name, address):
+                elements[name][address] = verdict
     used = {grant for profile in profiles for grant in profile.grants()}
     chains |= {grant.chain: grant.definition() for grant in used}
     counters = {"denied/in", "denied/out", "denied/forward", "denied/spoofed", "denied/leaked"}
@@ -62,6 +59,24 @@ def compile_ruleset(netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
         chains=chains,
         elements=elements,
     )
+
+
+def live_rules(netmap: Netmap, now: float) -> list[Rule]:
+    """The rules that have not ended, the one that counts a packet before the others that would allow it, too."""
+    return sorted(
+        (rule for rule in netmap.rules.values() if rule.expires is None or now < rule.expires), key=_preference
+    )
+
+
+def named_sets(netmap: Netmap, rules: Iterable[Rule]) -> list[str]:
+    """The sets that the rules name and the map has: what profiles are made of."""
+    return sorted({name for rule in rules for name in rule.peers if name in netmap.sets})
+
+
+def elements_of(profile: str, address: Address) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Which maps lead an address to its profile, and their verdicts: arriving, leaving."""
+    family = "6" if ":" in address else "4"
+    return (f"from{family}", f"jump from/{profile}"), (f"to{family}", f"jump to/{profile}")
 
 
 def _preference(rule: Rule) -> tuple[float, str]:
@@ -176,8 +191,7 @@ class _Profile:
 
 
 def _profiles(netmap: Netmap, rules: list[Rule]) -> list[_Profile]:
-    named = {name for rule in rules for name in rule.peers if name in netmap.sets}
-    order = sorted(named)
+    order = named_sets(netmap, rules)
     membership: dict[Address, int] = {}  # address -> bit mask over `order`
     for bit, name in enumerate(order):
         for address in netmap.sets[name].addresses:
@@ -189,6 +203,14 @@ def _profiles(netmap: Netmap, rules: list[Rule]) -> list[_Profile]:
         _profile([name for bit, name in enumerate(order) if mask >> bit & 1], addresses, rules)
         for mask, addresses in members.items()
     ]
+
+
+def profile_name(sets: list[str]) -> str:
+    """The name of the combination of these sets, which are sorted."""
+    name = "/".join(identifier(one) for one in sets)
+    if len(name) > _LONGEST:
+        return f"{len(sets)}-sets_x{hashlib.sha256(chr(0).join(sets).encode()).hexdigest()[:32]}"
+    return name
 
 
 def _profile(sets: list[str], addresses: list[Address], rules: list[Rule]) -> _Profile:
@@ -205,10 +227,7 @@ def _profile(sets: list[str], addresses: list[Address], rules: list[Rule]) -> _P
         for rule in mine:
             if rule.direction == direction and rule.protocol == "icmp":
                 icmp.setdefault(direction, _Grant(rule.grant, rule.expires))
-    name = "/".join(identifier(one) for one in sets)
-    if len(name) > _LONGEST:
-        name = f"{len(sets)}-sets_x{hashlib.sha256(chr(0).join(sets).encode()).hexdigest()[:32]}"
-    return _Profile(name=name, addresses=tuple(addresses), ports=ports, icmp=icmp)
+    return _Profile(name=profile_name(sets), addresses=tuple(addresses), ports=ports, icmp=icmp)
 
 
 def _assign(rules: list[Rule]) -> tuple[tuple[PortRange, _Grant], ...]:

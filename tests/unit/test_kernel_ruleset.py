@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.kernel.firewall import render_change
+from agentd.kernel.recompile import Recompiler
 from agentd.kernel.ruleset import compile_ruleset, identifier
 from agentd.model import LinkSettings, Ruleset
 from controller.wire.netmap import AddressSet, Netmap, Rule
@@ -76,10 +77,11 @@ def rule(draw: st.DrawFn) -> Rule:
     )
 
 
+memberships = st.dictionaries(st.sampled_from(SETS), st.sets(st.integers(0, len(MEMBERS) - 1)), max_size=4)
 maps = st.builds(
     in_sets,
     st.lists(rule(), max_size=8),
-    st.dictionaries(st.sampled_from(SETS), st.sets(st.integers(0, len(MEMBERS) - 1)), max_size=4),
+    memberships,
 )
 
 
@@ -142,3 +144,22 @@ def test_no_name_of_ours_is_an_nft_keyword() -> None:
     ruleset = compiled(netmap(Member(1), Member(2), rules=[allow("in", "tcp", 443, peers=["all"], grant="log")]))
     for name in (*ruleset.chains, *ruleset.containers, *ruleset.counters):
         assert name not in {"log", "fwd", "drop", "accept", "counter", "limit", "map", "set", "in", "out"}
+
+
+@given(st.lists(rule(), max_size=8), st.lists(st.tuples(memberships, st.integers(0, 150)), max_size=6))
+def test_a_table_made_from_the_one_before_is_the_same_table(
+    rules: list[Rule], steps: list[tuple[dict[str, set[int]], int]]
+) -> None:
+    again = Recompiler()
+    for membership, later in steps:
+        wanted = in_sets(rules, membership)
+        assert again(wanted, LINK, NOW + later) == compiled(wanted, NOW + later)
+
+
+def test_who_joins_a_set_compiles_no_chain_again() -> None:
+    rules = [allow("in", "tcp", 80, peers=["tag:a"]), allow("in", "tcp", 81, peers=["tag:b"])]
+    again = Recompiler()
+    before = again(in_sets(rules, {"tag:a": {0, 1}, "tag:b": {2}}), LINK, NOW)
+    after = again(in_sets(rules, {"tag:a": {0, 1, 3}, "tag:b": {2}}), LINK, NOW)
+    assert after.chains is before.chains
+    assert render_change(before, after).count("add element") == 4
