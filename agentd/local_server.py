@@ -37,6 +37,7 @@ def listening(path: Path, group: str | None) -> Iterator[socket.socket]:
     gid = _group_id(group)
     if _is_alive(path):
         raise AgentError(f"another agentd answers at {path}: stop it, or give this one another --socket")
+    made = not path.parent.exists()
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     with server:
         try:
@@ -62,6 +63,9 @@ def listening(path: Path, group: str | None) -> Iterator[socket.socket]:
             with suppress(FileNotFoundError):
                 if path.stat().st_ino == inode:
                     path.unlink()
+            if made:
+                with suppress(OSError):  # another program uses it meanwhile
+                    path.parent.rmdir()
 
 
 async def serve(server: socket.socket, handle: Handler, answered: Callable[[Answer], None]) -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def footprint(host: Host) -> str:
         host.run("sh", "-c", f"{question} | sed 's/ \\(valid_lft\\|expires\\).*//' | sort").stdout
         for question in questions
     ]
-    answers.append(host.run("find", "/run", "-mindepth", "1", "-not", "-type", "d").stdout)
+    answers.append(host.run("find", "/run", "-mindepth", "1").stdout)
     return "\n".join(answers)
 
 
@@ -330,6 +331,49 @@ def test_a_host_that_already_uses_the_meshs_prefix_does_not_join(mesh: Mesh, gue
     assert f"already reaches {prefix} through eth0" in refused.stderr
     assert not (guest.directory / "agentd").exists()
     assert guest.name not in mesh.names()
+
+
+def test_a_full_or_read_only_state_directory_costs_no_key(mesh: Mesh, guest: Host) -> None:
+    state = guest.directory / "agentd"
+    text = mesh.controller.join_string()
+    join = (mesh.left.process.command[0], "--state-dir", state, "join", "-")
+    state.mkdir()
+    guest.run("mount", "-t", "tmpfs", "-o", "size=16k,mode=700", "none", state)
+    full = guest.run(*join, stdin=text, check=False)
+    assert (full.returncode, full.stderr.count("\n")) == (1, 1)
+    assert "the disk is full: free some space and try again" in full.stderr
+    assert guest.run("ls", "-A", state).stdout == ""
+    guest.run("mount", "-o", "remount,ro", state)
+    fixed = guest.run(*join, stdin=text, check=False)
+    assert (fixed.returncode, fixed.stderr.count("\n")) == (1, 1)
+    assert "the file system is read-only: remount it, or give another --state-dir" in fixed.stderr
+    guest.run("umount", state)
+    assert guest.name not in mesh.names()
+    guest.run(*join, stdin=text)
+
+
+def test_a_daemon_without_the_capability_says_so_and_ends(mesh: Mesh, guest: Host) -> None:
+    agentd = (mesh.left.process.command[0], "--state-dir", guest.directory / "agentd")
+    guest.run(*agentd, "join", "-", stdin=mesh.controller.join_string())
+    refused = guest.run("setpriv", "--bounding-set=-net_admin", *agentd, "run", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "needs CAP_NET_ADMIN: run agentd as root or from its systemd unit" in refused.stderr
+
+
+def test_systemd_is_told_when_the_tunnel_is_ready(mesh: Mesh, guest: Host) -> None:
+    agentd = (mesh.left.process.command[0], "--state-dir", guest.directory / "agentd")
+    guest.run(*agentd, "join", "-", stdin=mesh.controller.join_string())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.settimeout(60)
+        systemd.bind(str(guest.directory / "notify"))
+        process = guest.start(*agentd, "run", env={"NOTIFY_SOCKET": str(guest.directory / "notify")})
+        assert systemd.recv(4096).startswith(b"READY=1\nSTATUS=")
+        process.wait_for_line("in force revision=")
+        process.stop()
+        told = [b""]
+        while told[-1] != b"STOPPING=1":
+            told.append(systemd.recv(4096))
+    assert any(b"STATUS=in force revision=" in line for line in told)
 
 
 def test_a_removed_node_denies_everything_also_after_a_restart(mesh: Mesh) -> None:
