@@ -3,6 +3,7 @@
 Writes to no other table. What the rules mean is in `ruleset`.
 """
 
+import asyncio
 import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,9 +12,9 @@ from typing import Final
 
 from agentd.model import Chain, Container, KernelError, Ruleset
 
-from . import process
 from .errors import refused
 from .netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attribute, attributes
+from .nftables import Nftables
 
 __all__ = ["Firewall", "render_change", "render_table"]
 
@@ -26,6 +27,7 @@ _NFTA_GEN_ID: Final = 1
 _NFPROTO_UNSPEC: Final = 0
 _NFPROTO_INET: Final = 1
 _NFGENMSG: Final = struct.Struct("=BBH")
+_LARGE: Final = 4096  # bytes of a transaction from which on the event loop should not wait for it
 
 
 def render_table(ruleset: Ruleset) -> str:
@@ -122,15 +124,18 @@ class Firewall:
         self._quiet = quiet
         self.in_force: Ruleset | None = None
         self.transactions = 0
+        self._nftables = Nftables()
         try:
             self._netlink = NetlinkSocket(NETLINK_NETFILTER)
             self._generation = self._read_generation()
         except OSError as error:
+            self._nftables.close()
             raise refused("asking the kernel for nftables", error, _REMEDY) from error
 
     def close(self) -> None:
-        """Close the socket; the table stays."""
+        """Close the sockets; the table stays."""
         self._netlink.close()
+        self._nftables.close()
 
     def forget(self) -> None:
         """Somebody else wrote to the table: nothing is known of it any more."""
@@ -172,14 +177,25 @@ class Firewall:
         # The generation is read outside the quiet time, so that a commit by another is either heard or counted.
         before = self._read_generation()
         with self._quiet():
-            code, message = await process.run("nft", "-f", "-", text=text, install="nftables")
+            message = await self._run(text)
         self._generation = self._read_generation()
         commits = (self._generation - before) & 0xFFFFFFFF  # each transaction, to whatever table, adds one
-        if code != 0:
+        if message is not None:
             self.in_force = known if commits == 0 else None
             raise _nft_refused(self._table, message)
         self.transactions += 1
         self.in_force = result if commits == 1 else None
+
+    async def _run(self, text: str) -> str | None:
+        if len(text) < _LARGE:
+            return self._nftables.run(text)
+        # To its end, even when the caller is cancelled meanwhile: the context serves one transaction at a time.
+        running = asyncio.ensure_future(asyncio.to_thread(self._nftables.run, text))
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await running
+            raise
 
     def _read_generation(self) -> int:
         answer = self._netlink.ask(_NFT_MSG_GETGEN, _NFGENMSG.pack(_NFPROTO_UNSPEC, 0, 0))

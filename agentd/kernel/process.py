@@ -1,4 +1,4 @@
-"""The one place that starts processes: `nft` for a transaction, `wireguard-go` where the kernel has no WireGuard.
+"""The one place that starts processes: `wireguard-go`, where the kernel has no WireGuard.
 
 Always a list, never a shell; secrets never in the arguments.
 """
@@ -13,44 +13,15 @@ from typing import IO, Final
 
 from agentd.model import KernelError
 
-__all__ = ["ended", "find", "run", "spawn", "stop"]
+__all__ = ["ended", "find", "spawn", "stop"]
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_TIMEOUT: Final = 60.0
 _STOP_TIMEOUT: Final = 5.0
 
 
 def find(program: str) -> str | None:
     """Where the program is. The system's own directories are searched too: a service's PATH may lack sbin."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_PATH}")
-
-
-async def run(program: str, *arguments: str, text: str, install: str) -> tuple[int, str]:
-    """Run it with `text` as its input; returns exit code and what it wrote to standard error.
-
-    Raises KernelError when there is no such program (`install` says what to install) or when it hangs.
-    """
-    path = find(program)
-    if path is None:
-        raise KernelError(f"{program} is not installed: install the package {install}")
-    process = await asyncio.create_subprocess_exec(
-        path,
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PATH": _PATH, "LC_ALL": "C", "TZ": "UTC"},
-    )
-    try:
-        async with asyncio.timeout(_TIMEOUT):
-            _, error = await process.communicate(text.encode())
-    except TimeoutError as timeout:
-        raise KernelError(f"{program} did not finish within {_TIMEOUT:.0f} s: the host is overloaded") from timeout
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, error.decode(errors="replace").strip()
 
 
 def spawn(program: str, *arguments: str, environment: Mapping[str, str], messages: IO[bytes], install: str) -> int:

@@ -268,17 +268,10 @@ def _base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
         "arriving": Chain(
             hook="type filter hook prerouting priority raw - 10 ; policy accept",
             rules=(
-                f'iifname {{ {name}, "lo" }} return',
+                f"iifname {name} return",
+                'iifname "lo" return',
                 *(f"{part} goto deny/spoofed" for part in _mesh("saddr", mesh.prefix4, mesh.prefix6)),
                 *(f"{part} goto deny/spoofed" for part in _mesh("daddr", mesh.prefix4, mesh.prefix6)),
-            ),
-        ),
-        # While the link is away, the default route must not carry the mesh's packets in clear.
-        "leaving": Chain(
-            hook="type filter hook postrouting priority filter ; policy accept",
-            rules=(
-                f'oifname {{ {name}, "lo" }} return',
-                *(f'{part} counter name "denied/leaked" drop' for part in _mesh("daddr", mesh.prefix4, mesh.prefix6)),
             ),
         ),
         "input": Chain(
@@ -295,7 +288,7 @@ def _base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
         "output": Chain(
             hook="type filter hook output priority filter ; policy accept",
             rules=(
-                f"oifname != {name} return",
+                f"oifname != {name} goto elsewhere",
                 *_own("saddr", own4, own6, "deny/out"),
                 *_judge_all("daddr", "to"),
                 f"ct state related {_ERRORS4} accept",
@@ -305,7 +298,19 @@ def _base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
         ),
         "forward": Chain(
             hook="type filter hook forward priority filter ; policy accept",
-            rules=(f"iifname {name} goto deny/forward", f"oifname {name} goto deny/forward"),
+            rules=(
+                f"iifname {name} goto deny/forward",
+                f"oifname {name} goto deny/forward",
+                "goto elsewhere",
+            ),
+        ),
+        # While the link is away, the default route must not carry the mesh's packets in clear. In output and forward,
+        # which together see every packet that leaves, and not in postrouting: one hook less for each packet.
+        "elsewhere": Chain(
+            rules=(
+                'oifname "lo" return',
+                *(f'{part} counter name "denied/leaked" drop' for part in _mesh("daddr", mesh.prefix4, mesh.prefix6)),
+            ),
         ),
         "deny/in": _deny("in", "saddr"),
         "deny/out": _deny("out", "daddr", "ip daddr 224.0.0.0/4 drop", "ip6 daddr ff00::/8 drop"),
@@ -321,7 +326,9 @@ def _mesh(field: str, prefix4: str, prefix6: str) -> tuple[str, str]:
 def _own(field: str, own4: list[str], own6: list[str], otherwise: str) -> Iterable[str]:
     for family, word, own in (("ipv4", "ip", own4), ("ipv6", "ip6", own6)):
         if own:
-            yield f"{word} {field} != {{ {', '.join(own)} }} goto {otherwise}"
+            # A comparison where one will do: a look-up in a set of one costs several times as much.
+            expected = own[0] if len(own) == 1 else f"{{ {', '.join(own)} }}"
+            yield f"{word} {field} != {expected} goto {otherwise}"
         else:
             yield f"meta nfproto {family} goto {otherwise}"
 
