@@ -173,7 +173,7 @@ def membership_change(bench: Bench, left: Node, right: Node) -> None:
 
 
 def policy_at_scale(bench: Bench) -> None:
-    """What a policy write costs the controller, with the fleet in memory: check it, compile it, say whom it concerns."""
+    """What a policy write costs the controller, with the fleet in memory: check, compile, say whom it concerns."""
     fleet, text = scale()
     state = MeshState(fleet, time.time())
     check_s, report = timed(lambda: check(text, fleet))
