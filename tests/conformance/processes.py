@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from controller.wire.mcp import GatewayPolicy, HttpUpstream, McpGrant, Service, Upstream
 from controller.wire.netmap import AddressSet
 
-__all__ = ["RunningGateway", "conformance_tools", "fixture_server", "gateway"]
+__all__ = ["ROOT", "RunningGateway", "conformance_tools", "fixture_server", "gateway"]
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

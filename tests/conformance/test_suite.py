@@ -1,14 +1,15 @@
 """The official suite says the same of a server, and of a client, with the gateway in between and without it."""
 
+import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-from controller.wire.mcp import HttpUpstream
+from controller.wire.mcp import HttpUpstream, StdioUpstream
 
 from .allowed import NOT_RUN, unexplained
-from .processes import conformance_tools, fixture_server, gateway
+from .processes import ROOT, conformance_tools, fixture_server, gateway
 from .suite import Suite, compare
 
 REVISIONS = ("2026-07-28", "2025-11-25")
@@ -33,6 +34,21 @@ def test_a_server_scores_the_same_through_the_gateway(suite: Suite, revision: st
     assert direct.scored_ok, direct.summary
     assert direct.count("SUCCESS") >= DIRECT_PASSES[revision]
     assert unexplained("server", revision, compare(direct, through)) == []
+    assert through.scored_ok
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_server_on_standard_input_and_output_scores_what_it_scores_over_http(
+    suite: Suite, revision: str, tmp_path: Path
+) -> None:
+    with fixture_server() as url:
+        direct = suite.server(url, revision, tmp_path / "direct")
+    command = (sys.executable, "-m", "tests.conformance.fixture.server", "--stdio")
+    upstream = StdioUpstream(command=command, directory=str(ROOT), per="caller")
+    with gateway(tmp_path / "gateway", upstream) as running:
+        through = suite.server(running.url, revision, tmp_path / "through")
+    print(f"\nthrough the gateway, from standard input and output\n{through.summary}")
+    assert unexplained("stdio", revision, compare(direct, through)) == []
     assert through.scored_ok
 
 
