@@ -52,6 +52,8 @@ log = logging.getLogger("agentd.control")
 _LARGEST_FRAME: Final = 64 * 1024 * 1024
 # Seconds. Long sleeps are cut, because a suspended machine's monotonic clock stands still.
 _LONGEST_SLEEP: Final = 3600.0
+# The controller pings too, and more often: ours only find out that it is gone without a word, which has no hurry.
+_PING_INTERVAL: Final = 60.0
 _RENEWAL_RETRY: Final = 600.0
 _GREETING_PATIENCE: Final = 30.0
 
@@ -196,6 +198,7 @@ class Control:
                 compression=None,  # a deflate window would cost more memory than the map
                 proxy=None,
                 max_size=_LARGEST_FRAME,
+                ping_interval=_PING_INTERVAL,
                 close_timeout=2,
             )
         except (OSError, InvalidHandshake, ConnectionClosed, AgentError) as error:
