@@ -58,13 +58,15 @@ def extension(next_header: int) -> bytes:
     return bytes((next_header, 0, 1, 4, 0, 0, 0, 0))
 
 
-def ip(source: str, destination: str, protocol: int, payload: bytes, *, fragment: int = 0) -> bytes:
+def ip(
+    source: str, destination: str, protocol: int, payload: bytes, *, fragment: int = 0, ident: int = 0x1234
+) -> bytes:
     """The whole packet, for a raw socket that takes its header as given.
 
-    IPv4: `fragment` is the header's field of flags and offset.
+    IPv4: `fragment` is the header's field of flags and offset, `ident` what fragments of one packet share.
     """
     packed = ipaddress.ip_address(source).packed + ipaddress.ip_address(destination).packed
     if ":" in source:
         return struct.pack(">IHBB", 6 << 28, len(payload), protocol, 64) + packed + payload
-    header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), 0x1234, fragment, 64, protocol, 0) + packed
+    header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(payload), ident & 0xFFFF, fragment, 64, protocol, 0) + packed
     return header[:10] + struct.pack(">H", checksum(header)) + header[12:] + payload

@@ -1,0 +1,149 @@
+"""The kernel's verdict is the document's: random policies for random fleets, random packets, and no disagreement.
+
+From the text to the table nothing is replaced: parse, compile, the node's map, the ruleset, nftables. Only the mesh
+link is a cable, so that packets can be sent which no honest WireGuard peer would send; this runs on any kernel.
+WARDMESH_PACKETS sets how many packets are sent, WARDMESH_SEED repeats a run.
+"""
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from controller.mesh.state import MeshState
+from controller.policy import Document, parse
+from controller.policy.model import Member as Node
+from controller.policy.model import Packet, may_pass
+from controller.records import Fleet, NodeRecord, PolicyRecord
+from controller.wire.netmap import AddressSet, Netmap
+from tests.kernel.guarded import GUARDED, Guarded
+from tests.kernel.maps import MESH, Member
+from tests.kernel.traffic import BEACON, BEACON_RULE, ODD, Probe, verdicts
+
+pytestmark = pytest.mark.host_kernel
+
+PACKETS: Final = int(os.environ.get("WARDMESH_PACKETS", "6000"))
+PER_DOCUMENT: Final = 150
+OTHERS: Final = [Member(number) for number in range(2, 9)]
+STRANGERS: Final = ["100.64.77.7", "fd77:7761:7264::7:7", "198.51.100.7", "2001:db8::7"]  # no node's
+TAGS: Final = ["tag:a", "tag:b", "tag:c", "tag:d"]
+PORTS: Final = [1, 22, 53, 80, 443, 444, 8000, 8001, 65535]
+
+
+def random_fleet(rng: random.Random, text: str) -> Fleet:
+    """The guarded host and seven others; some wait for approval, some are disabled."""
+    nodes = {}
+    for member in (GUARDED, *OTHERS):
+        nodes[member.name] = NodeRecord(
+            id=member.name,
+            name=member.name,
+            kind="agent",
+            state="active" if member is GUARDED else rng.choice(["active"] * 5 + ["pending", "disabled"]),
+            tags=frozenset(rng.sample(TAGS, rng.randint(0, 2))),
+            addresses=(member.address, member.address6),
+            public_key=member.public_key,
+        )
+    return Fleet(revision=1, mesh=MESH, nodes=nodes, policy=PolicyRecord(1, text))
+
+
+def random_document(rng: random.Random, now: int) -> str:
+    hosts = {
+        "low": f"100.64.0.0/{rng.randint(28, 30)}",
+        "one": rng.choice(OTHERS).address,
+        "six": f"fd77:7761:7264::/{rng.randint(124, 127)}",
+        "nobody": "100.64.200.0/24",
+    }
+    names = [*TAGS, *(f"node:{member.name}" for member in (GUARDED, *OTHERS)), *(f"host:{name}" for name in hosts)]
+    groups = {name: rng.sample(names, rng.randint(1, 3)) for name in ("red", "blue")}
+    selectors = [*names, "group:red", "group:blue", *["node:n1"] * 4, "*"]
+
+    def entry() -> str:
+        if rng.random() < 0.2:
+            return rng.choice(["icmp", "*", "tcp:*", "udp:*"])
+        low, high = sorted(rng.choices(PORTS, k=2))
+        return f"{rng.choice(['tcp', 'udp'])}:{low}" + (f"-{high}" if rng.random() < 0.4 and high > low else "")
+
+    grants: list[dict[str, Any]] = []
+    for _ in range(rng.randint(0, 12)):
+        grant: dict[str, Any] = {
+            "from": rng.sample(selectors, rng.randint(1, 2)),
+            "to": rng.sample(selectors, rng.randint(1, 2)),
+            "ip": sorted({entry() for _ in range(rng.randint(1, 3))}),
+        }
+        if rng.random() < 0.3:
+            ends = now + rng.choice([-5, 3600])
+            grant["expires"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ends))
+        grants.append(grant)
+    return yaml.safe_dump({"hosts": hosts, "groups": groups, "grants": grants})
+
+
+def map_of_the_guarded(fleet: Fleet, now: float) -> Netmap:
+    """What the controller would send it, and the beacon, which is not the policy's."""
+    found = MeshState(fleet, now).netmap(GUARDED.name)
+    assert found is not None
+    beacon = AddressSet(name="beacon", addresses=frozenset({BEACON.address, BEACON.address6}))
+    return found.model_copy(
+        update={"sets": found.sets | {"beacon": beacon}, "rules": found.rules | {BEACON_RULE.id: BEACON_RULE}}
+    )
+
+
+def random_probe(rng: random.Random) -> Probe:
+    inward = rng.random() < 0.6
+    protocol = rng.choice(["tcp", "udp", "icmp"]) if rng.random() < 0.85 else rng.choice(list(ODD))
+    member = rng.choice(OTHERS)
+    peer = member.address6 if protocol == "hopopt" else rng.choice([member.address, member.address6])
+    if inward and rng.random() < 0.1:
+        peer = rng.choice([one for one in STRANGERS if protocol != "hopopt" or ":" in one])
+    port = None if protocol == "icmp" else rng.choice(PORTS)
+    fragmented = protocol == "udp" and inward and ":" not in peer and rng.random() < 0.3
+    return Probe(inward, peer, protocol, port, fragmented)
+
+
+def expected(document: Document, nodes: list[Node], probe: Probe, now: float) -> bool:
+    own = GUARDED.address6 if probe.six else GUARDED.address
+    source, destination = (probe.peer, own) if probe.inward else (own, probe.peer)
+    return may_pass(document, nodes, Packet(source, destination, probe.protocol, probe.port), now)
+
+
+def rounds(rng: random.Random, now: int) -> Iterator[tuple[str, Fleet, list[Probe]]]:
+    for start in range(0, PACKETS, PER_DOCUMENT):
+        text = random_document(rng, now)
+        probes = [random_probe(rng) for _ in range(min(PER_DOCUMENT, PACKETS - start))]
+        yield text, random_fleet(rng, text), probes
+
+
+@pytest.mark.timeout(60 + PACKETS // 20)
+def test_the_kernel_decides_as_the_document_says(guarded: Guarded) -> None:
+    seed = int(os.environ.get("WARDMESH_SEED", random.randrange(1 << 32)))
+    print(f"WARDMESH_SEED={seed} WARDMESH_PACKETS={PACKETS}")
+    rng, now = random.Random(seed), int(time.time())
+    guarded.sends_as(*OTHERS, BEACON)
+    passed = denied = 0
+    for text, fleet, probes in rounds(rng, now):
+        document = parse(text)
+        nodes = [Node(node.name, node.tags, node.addresses) for node in fleet.nodes.values() if node.state == "active"]
+        guarded.apply(map_of_the_guarded(fleet, now), now)
+        for probe, verdict in zip(probes, verdicts(guarded, probes), strict=True):
+            assert verdict == expected(document, nodes, probe, now), f"WARDMESH_SEED={seed} {probe}\n{text}"
+            passed, denied = passed + verdict, denied + (not verdict)
+    assert passed + denied == PACKETS
+    # A run in which nothing passes, or everything, would prove nothing.
+    assert min(passed, denied) > PACKETS // 20
+
+
+def test_every_probe_arrives_where_there_is_no_table(guarded: Guarded) -> None:
+    guarded.sends_as(*OTHERS, BEACON)
+    member = OTHERS[0]
+    probes = [
+        Probe(inward, peer, protocol, None if protocol == "icmp" else 443)
+        for inward in (True, False)
+        for peer in (member.address, member.address6)
+        for protocol in ("tcp", "udp", "icmp", *ODD)
+        if protocol != "hopopt" or ":" in peer
+    ]
+    probes.append(Probe(True, member.address, "udp", 443, fragmented=True))
+    assert all(verdicts(guarded, probes))
