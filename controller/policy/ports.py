@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from controller.wire.netmap import ALL_PORTS, PortRange
 
-__all__ = ["ALL_PORTS", "Ports", "covers", "merge", "overlap", "parse_ports"]
+__all__ = ["ALL_PORTS", "Ports", "covers", "format_ports", "merge", "overlap", "parse_ports", "without"]
 
 Ports = tuple[PortRange, ...]
 
@@ -28,6 +28,28 @@ def covers(outer: Ports, inner: Ports) -> bool:
 def overlap(one: Ports, other: Ports) -> bool:
     """True when some port is in both."""
     return any(low <= last and first <= high for low, high in one for first, last in other)
+
+
+def without(ports: Ports, removed: Ports) -> Ports:
+    """The ports of the first that are not in the second; both merged, and so is the result."""
+    left: list[PortRange] = []
+    for low, high in ports:
+        start = low
+        for first, last in removed:
+            if last < start or first > high:
+                continue
+            if first > start:
+                left.append((start, first - 1))
+            start = last + 1
+        if start <= high:
+            left.append((start, high))
+    return tuple(left)
+
+
+def format_ports(ports: PortRange) -> str:
+    """The inverse of `parse_ports`."""
+    low, high = ports
+    return "*" if ports == ALL_PORTS else str(low) if low == high else f"{low}-{high}"
 
 
 def parse_ports(text: str) -> PortRange:

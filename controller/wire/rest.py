@@ -13,6 +13,7 @@ from .base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
 from .netmap import Mesh, NodeId
 
 __all__ = [
+    "AccessChange",
     "AdminRole",
     "AdminToken",
     "AdminTokenCreate",
@@ -21,6 +22,9 @@ __all__ = [
     "EnrolmentKey",
     "EnrolmentKeyCreate",
     "EnrolmentKeyCreated",
+    "ExplainedGrant",
+    "ExplainedHost",
+    "Explanation",
     "Health",
     "MeshStatus",
     "Node",
@@ -28,6 +32,7 @@ __all__ = [
     "NodeState",
     "Page",
     "PeerConfig",
+    "PolicyDifference",
     "PolicyDocument",
     "PolicyFinding",
     "PolicyReport",
@@ -203,6 +208,59 @@ class AdminTokenCreated(Message):
 
     token: AdminToken
     secret: str = Field(repr=False, description="wma_…")
+
+
+class AccessChange(Message):
+    """One pair of hosts whose access a document would change. Entries are written as in `ip` of a grant."""
+
+    source: NodeName
+    destination: NodeName
+    gained: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
+class PolicyDifference(Message):
+    """POST /policy/diff: what the document would change for the active nodes, against the policy in force.
+
+    `pairs` counts all changes; `changes` holds the first of them, by source and destination.
+    """
+
+    changes: tuple[AccessChange, ...]
+    pairs: int
+
+
+class ExplainedGrant(Message):
+    """A grant that allows what was asked, with its place in the document in force (1-based)."""
+
+    id: str
+    line: int
+    column: int
+    note: str = ""
+    expires: datetime | None = None
+
+
+class ExplainedHost(Message):
+    """What one of the two hosts has. `allows` is by the map that the controller holds for it; `current` means that its
+    kernel has that map in force, and not an older one (`in_force`)."""
+
+    name: NodeName
+    state: NodeState
+    online: bool
+    in_force: Revision | None
+    current: bool
+    allows: bool
+    error: str | None = None
+
+
+class Explanation(Message):
+    """GET /policy/explain: may `source` open this flow to `destination`, by which grants, and who enforces it."""
+
+    source: ExplainedHost
+    destination: ExplainedHost
+    flow: str
+    allowed: bool
+    grants: tuple[ExplainedGrant, ...] = ()
+    policy_revision: Revision
 
 
 class AuditEntry(Message):
