@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -64,12 +65,13 @@ class StaticIdentity:
         pass
 
 
+@dataclass(frozen=True, slots=True)
 class _Remembered:
-    __slots__ = ("asked", "caller")
+    """An answer, when it was asked for, and how often everything had been invalidated before."""
 
-    def __init__(self, caller: Caller | None, asked: float) -> None:
-        self.caller = caller
-        self.asked = asked
+    caller: Caller | None
+    asked: float
+    generation: int
 
 
 class AgentIdentity:
@@ -94,8 +96,8 @@ class AgentIdentity:
         self._grace = grace
         self._clock = clock
         self._remembered: dict[str, _Remembered] = {}
-        self._since = -1.0  # older answers are not fresh
-        self._asking: dict[str, asyncio.Task[Caller | None]] = {}
+        self._generation = 0  # answers of an earlier one are not fresh
+        self._asking: dict[tuple[str, int], asyncio.Task[Caller | None]] = {}
         self._turn = asyncio.Lock()
         self._connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._away = False
@@ -103,27 +105,28 @@ class AgentIdentity:
     def known(self, address: str) -> Caller | None:
         """The caller, if asked a moment ago."""
         found = self._remembered.get(address)
-        if found is None or found.asked < self._since or self._clock() - found.asked > self._fresh:
+        if found is None or found.generation != self._generation or self._clock() - found.asked > self._fresh:
             return None
         return found.caller
 
     async def whois(self, address: str) -> Caller | None:
         """The caller, asking agentd when that was not done a moment ago. Callers that wait share one question."""
         found = self._remembered.get(address)
-        if found is not None and found.asked >= self._since:
+        if found is not None and found.generation == self._generation:
             age = self._clock() - found.asked
             if age <= (self._fresh if found.caller is not None else self._refused):
                 return found.caller
-        task = self._asking.get(address)
+        key = (address, self._generation)
+        task = self._asking.get(key)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._ask(address))
-            self._asking[address] = task
-            task.add_done_callback(lambda _: self._asking.pop(address, None))
+            task = asyncio.get_running_loop().create_task(self._ask(*key))
+            self._asking[key] = task
+            task.add_done_callback(lambda _: self._asking.pop(key, None))
         return await asyncio.shield(task)
 
     def invalidate(self) -> None:
         """Ask again before the next use."""
-        self._since = self._clock()
+        self._generation += 1
 
     async def close(self) -> None:
         """Close the connection; questions under way end with it."""
@@ -133,7 +136,7 @@ class AgentIdentity:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._hang_up()
 
-    async def _ask(self, address: str) -> Caller | None:
+    async def _ask(self, address: str, generation: int) -> Caller | None:
         asked = self._clock()
         try:
             async with self._turn, asyncio.timeout(_PATIENCE):
@@ -147,7 +150,7 @@ class AgentIdentity:
         caller = _caller(answer, address) if isinstance(answer, Identity) else None
         if caller is None:
             log.info("%s is nobody: %s", address, answer.error if isinstance(answer, Failure) else answer)
-        self._remember(address, caller, asked)
+        self._remember(address, _Remembered(caller, asked, generation))
         return caller
 
     async def _exchange(self, request: WhoisRequest) -> object:
@@ -175,11 +178,11 @@ class AgentIdentity:
         found = self._remembered.get(address)
         return found.caller if found is not None and self._clock() - found.asked <= self._fresh + self._grace else None
 
-    def _remember(self, address: str, caller: Caller | None, asked: float) -> None:
+    def _remember(self, address: str, answer: _Remembered) -> None:
         self._remembered.pop(address, None)
         if len(self._remembered) >= _MOST:
             self._remembered.pop(next(iter(self._remembered)))  # the longest unasked
-        self._remembered[address] = _Remembered(caller, asked)
+        self._remembered[address] = answer
 
     def _hang_up(self) -> None:
         if self._connection is not None:
