@@ -7,8 +7,8 @@ the two to the same answers.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from controller.wire.arguments import ArgumentCheck, ToolChecks, compile_tool_rules
 from controller.wire.base import Address
@@ -36,7 +36,7 @@ _SHOWN: Final = 128  # characters of a caller's text in an answer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Grant:
-    """One grant towards one service, ready to be asked."""
+    """One grant, ready to be asked. `ways` is memory of what it was asked, shared by all callers and bounded."""
 
     id: str
     expires: float
@@ -45,6 +45,28 @@ class _Grant:
     checks: ToolChecks
     rates: tuple[tuple[TextTest, Rate], ...]
     allow: Allow
+    ways: dict[Use, "_Way"] = field(default_factory=dict)
+
+    def is_for(self, address: Address) -> bool:
+        # A loop, because any() costs three times as much here, for every grant that a new caller is held against.
+        for members in self.members:  # noqa: SIM110
+            if address in members:
+                return True
+        return False
+
+    def way(self, use: Use) -> "_Way | None":
+        """How it lets `use` happen; None: it does not name it."""
+        found = self.ways.get(use)
+        if found is None and self.names[use.kind](use.name):
+            found = self._make_way(use)
+            _remember(self.ways, use, found)
+        return found
+
+    def _make_way(self, use: Use) -> "_Way":
+        if use.kind != "tool":
+            return _Way(self, None, ())
+        rates = tuple((index, rate) for index, (names, rate) in enumerate(self.rates) if names(use.name))
+        return _Way(self, self.checks(use.name), rates)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,45 +78,30 @@ class _Way:
     rates: tuple[tuple[int, Rate], ...]
 
 
-class _Table:
-    """The grants to one service, and the memory of which of them name what; bounded, because callers choose names."""
-
-    def __init__(self, grants: tuple[_Grant, ...]) -> None:
-        self.grants = grants
-        self._ways: dict[Use, tuple[_Way, ...]] = {}
-
-    def ways(self, use: Use) -> tuple[_Way, ...]:
-        found = self._ways.get(use)
-        if found is None:
-            found = tuple(_way(grant, use) for grant in self.grants if grant.names[use.kind](use.name))
-            _remember(self._ways, use, found)
-        return found
-
-
 class _Access:
     """What one address may do on one service."""
 
-    def __init__(self, table: _Table, address: Address) -> None:
-        self.grants = tuple(grant for grant in table.grants if any(address in members for members in grant.members))
-        self._table = table
+    def __init__(self, grants: tuple[_Grant, ...], address: Address) -> None:
+        self.grants = tuple(grant for grant in grants if grant.is_for(address))
         self._ways: dict[Use, tuple[_Way, ...]] = {}
 
     def ways(self, use: Use) -> tuple[_Way, ...]:
         found = self._ways.get(use)
         if found is None:
-            found = tuple(way for way in self._table.ways(use) if way.grant in self.grants)
-            _remember(self._ways, use, found)
+            found = tuple(way for grant in self.grants if (way := grant.way(use)) is not None)
+            if found:
+                _remember(self._ways, use, found)
         return found
 
 
-def _remember(memory: dict[Use, tuple[_Way, ...]], use: Use, found: tuple[_Way, ...]) -> None:
-    if found and len(use.name) <= _LONGEST_NAME:
+T = TypeVar("T")
+
+
+def _remember(memory: dict[Use, T], use: Use, found: T) -> None:
+    if len(use.name) <= _LONGEST_NAME:
         if len(memory) >= _MOST_NAMES:
             memory.clear()
         memory[use] = found
-
-
-_NO_GRANTS: Final = _Table(())
 
 
 class CompiledPolicy:
@@ -105,7 +112,7 @@ class CompiledPolicy:
         self.services: Mapping[str, Service] = policy.services
         self._limiter = limiter
         self._clock = clock
-        self._tables = _compile(policy)
+        self._grants = _compile(policy)
         self._accesses: dict[tuple[Address, str], _Access] = {}
 
     def decide(self, caller: Caller, call: Call, now: float) -> Decision:
@@ -138,7 +145,7 @@ class CompiledPolicy:
     def _access(self, address: Address, service: str) -> _Access:
         access = self._accesses.get((address, service))
         if access is None:
-            access = _Access(self._tables.get(service, _NO_GRANTS), address)
+            access = _Access(self._grants.get(service, ()), address)
             if access.grants:
                 if len(self._accesses) >= _MOST_ACCESSES:
                     self._accesses.clear()
@@ -234,14 +241,7 @@ def _denied(caller: Caller, call: Call, refusal: Refusal) -> Deny:
     return Deny(code, f"{refusal.message}{remedy}", need)
 
 
-def _way(grant: _Grant, use: Use) -> _Way:
-    if use.kind != "tool":
-        return _Way(grant, None, ())
-    rates = tuple((index, rate) for index, (names, rate) in enumerate(grant.rates) if names(use.name))
-    return _Way(grant, grant.checks(use.name), rates)
-
-
-def _compile(policy: GatewayPolicy) -> dict[str, _Table]:
+def _compile(policy: GatewayPolicy) -> dict[str, tuple[_Grant, ...]]:
     """By service. A grant to many services is compiled once, or twice when some of them share this host's files."""
     compiled: dict[tuple[str, bool], _Grant] = {}
     by_service: dict[str, list[_Grant]] = {name: [] for name in policy.services}
@@ -251,7 +251,7 @@ def _compile(policy: GatewayPolicy) -> dict[str, _Table]:
             if key not in compiled:
                 compiled[key] = _compile_grant(policy, grant, service.local_files)
             by_service[service.name].append(compiled[key])
-    return {name: _Table(tuple(grants)) for name, grants in by_service.items()}
+    return {name: tuple(grants) for name, grants in by_service.items()}
 
 
 def _compile_grant(policy: GatewayPolicy, grant: McpGrant, local_files: bool) -> _Grant:

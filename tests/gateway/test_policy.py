@@ -237,6 +237,7 @@ def test_what_callers_invent_is_not_remembered_without_bound() -> None:
     for number in range(3000):
         tables.decide(caller(), tool_call(f"get_{number}"), 0.0)
         tables.decide(caller(), tool_call(f"other_{number}"), 0.0)
-    for memory in (*tables._accesses.values(), tables._tables["alpha"]):
-        assert len(memory._ways) <= 1024
-        assert not any(use.name.startswith("other") for use in memory._ways)
+    (access,), (one,) = tables._accesses.values(), tables._grants["alpha"]
+    for memory in (access._ways, one.ways):
+        assert len(memory) <= 1024
+        assert not any(use.name.startswith("other") for use in memory)
