@@ -14,7 +14,7 @@ from .document import Document, Grant
 from .model import Member
 from .parse import services
 from .population import Population
-from .ports import Ports, format_ports, merge, without
+from .ports import ALL_PORTS, Ports, format_ports, merge, without
 
 __all__ = ["MOST", "difference"]
 
@@ -86,5 +86,10 @@ def _affected(before: _Reach, after: _Reach) -> Iterator[tuple[Member, Member]]:
 def _entries(more: Access, less: Access) -> Iterator[str]:
     """What is in the first and not in the second, as entries of `ip`."""
     for protocol in sorted(more):
-        for ports in without(more[protocol], less.get(protocol, ())):
-            yield protocol if protocol == "icmp" else f"{protocol}:{format_ports(ports)}"
+        for low, high in without(more[protocol], less.get(protocol, ())):
+            if protocol == "icmp":
+                yield protocol
+            elif (low, high) == ALL_PORTS:
+                yield f"{protocol}:*"
+            elif high > 0:  # `*` has port 0, too, which nobody can write or use
+                yield f"{protocol}:{format_ports((max(low, 1), high))}"
