@@ -10,7 +10,7 @@ from typing import Protocol
 from .errors import ControllerError, StateError
 from .https import Controller, trusting, with_client_certificate
 from .local_api import Left
-from .model import Operation
+from .operations import Operation
 from .state import CA, CERTIFICATE, IDENTITY_KEY, NodeFile, StateDir
 
 __all__ = ["leave", "tell_controller"]

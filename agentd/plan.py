@@ -15,9 +15,6 @@ from controller.wire.base import Prefix
 from controller.wire.netmap import Netmap, Peer
 
 from .model import (
-    AddAddress,
-    ChangeTable,
-    CreateLink,
     Desired,
     DesiredPeer,
     Endpoint,
@@ -27,6 +24,13 @@ from .model import (
     Network,
     Observed,
     ObservedPeer,
+    Route,
+    Ruleset,
+)
+from .operations import (
+    AddAddress,
+    ChangeTable,
+    CreateLink,
     Operation,
     PeerChange,
     PutRoute,
@@ -34,8 +38,6 @@ from .model import (
     RemoveLink,
     RemoveRoute,
     ReplaceTable,
-    Route,
-    Ruleset,
     SetDevice,
     SetLink,
 )
@@ -49,6 +51,7 @@ STALE_HANDSHAKE: Final = 180.0
 _LINK_KINDS: Final = {"kernel": "wireguard", "userspace": "tun"}
 
 EndpointChoice = Callable[[Sequence[EndpointText]], EndpointText | None]
+TableCompiler = Callable[[Netmap, LinkSettings, float], Ruleset]
 
 
 def choose_first(endpoints: Sequence[EndpointText]) -> EndpointText | None:
@@ -66,6 +69,7 @@ def desired(
     *,
     now: float,
     choose: EndpointChoice = choose_first,
+    compile_table: TableCompiler = compile_ruleset,
 ) -> Desired:
     """The state for this map on a host with this public key.
 
@@ -81,7 +85,7 @@ def desired(
         addresses=addresses,
         routes=frozenset(_routes(addresses, (netmap.mesh.prefix4, netmap.mesh.prefix6))),
         peers=peers,
-        ruleset=compile_ruleset(netmap, link, now),
+        ruleset=compile_table(netmap, link, now),
     )
 
 

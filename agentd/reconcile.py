@@ -21,18 +21,14 @@ from .kernel.errors import refused
 from .kernel.events import Hint, Watch
 from .kernel.firewall import Firewall
 from .kernel.links import Links
+from .kernel.recompile import Recompiler
 from .kernel.userspace import UserspaceDevice
 from .kernel.wireguard import KernelDevice
-from .model import (
+from .model import BackendName, Desired, Endpoint, KernelError, LinkSettings, Observed
+from .operations import (
     AddAddress,
-    BackendName,
     ChangeTable,
     CreateLink,
-    Desired,
-    Endpoint,
-    KernelError,
-    LinkSettings,
-    Observed,
     Operation,
     PeerChange,
     PutRoute,
@@ -69,6 +65,7 @@ class Reconciler:
         self._settings = settings
         self._private_key = private_key
         self._choose = choose
+        self._compile_table = Recompiler()
         self._turn = asyncio.Lock()
         self._netmap: Netmap | None = None
         self._in_force: _InForce | None = None
@@ -177,7 +174,14 @@ class Reconciler:
         return self._opened
 
     def _desired(self, netmap: Netmap) -> Desired:
-        return desired(netmap, self._settings, _public_key(self._private_key), now=time.time(), choose=self._choose)
+        return desired(
+            netmap,
+            self._settings,
+            _public_key(self._private_key),
+            now=time.time(),
+            choose=self._choose,
+            compile_table=self._compile_table,
+        )
 
     async def _observe(self) -> Observed:
         opened, name = self._open, self._settings.name

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from agentd.model import BackendName, ObservedDevice, PeerChange, SetDevice
+from agentd.model import BackendName, ObservedDevice
+from agentd.operations import PeerChange, SetDevice
 
 __all__ = ["Device", "DeviceChange"]
 

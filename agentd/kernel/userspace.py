@@ -20,17 +20,8 @@ from typing import IO, Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from agentd.model import (
-    NO_PRESHARED_KEY,
-    BackendName,
-    Endpoint,
-    KernelError,
-    Network,
-    ObservedDevice,
-    ObservedPeer,
-    PeerChange,
-    SetDevice,
-)
+from agentd.model import NO_PRESHARED_KEY, BackendName, Endpoint, KernelError, Network, ObservedDevice, ObservedPeer
+from agentd.operations import PeerChange, SetDevice
 
 from . import process
 from .device import DeviceChange

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from pyroute2.netlink.generic import wireguard as wg
 
-from agentd.model import NO_PRESHARED_KEY, Endpoint, Network, ObservedDevice, ObservedPeer, PeerChange, SetDevice
+from agentd.model import NO_PRESHARED_KEY, Endpoint, Network, ObservedDevice, ObservedPeer
+from agentd.operations import PeerChange, SetDevice
 
 from .device import DeviceChange
 from .netlink import attribute, attributes

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import pytest
+
 from agentd.kernel.events import Watch
 from agentd.kernel.firewall import Firewall
 from agentd.kernel.ruleset import compile_ruleset
@@ -20,7 +22,7 @@ from tests.kernel.maps import MESH, Member
 from tests.kernel.nodes import OnHost
 from tests.lab import Host, Lab
 
-__all__ = ["SENDER", "Guarded", "guarded_host"]
+__all__ = ["SENDER", "Guarded", "both_families", "family", "guarded_host", "pairs", "raw"]
 
 LINK: Final = LinkSettings()
 GUARDED: Final = Member(1)
@@ -105,6 +107,18 @@ class Guarded(OnHost):
 def _mac(host: Host, link: str) -> str:
     shown: list[dict[str, Any]] = json.loads(host.run("ip", "-j", "link", "show", link).stdout)
     return str(shown[0]["address"])
+
+
+both_families = pytest.mark.parametrize("six", [False, True], ids=["ipv4", "ipv6"])
+
+
+def family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def pairs(guarded: Guarded) -> list[tuple[str, str]]:
+    """(sender, guarded) addresses of both families."""
+    return [(SENDER.address, guarded.member.address), (SENDER.address6, guarded.member.address6)]
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from agentd.model import LinkSettings, Observed, ObservedPeer, Operation
+from agentd.model import LinkSettings, Observed, ObservedPeer
+from agentd.operations import Operation
 from agentd.reconcile import Applied, Reconciler
 from controller.wire.netmap import Netmap, Rule
 from tests.kernel.maps import Member, netmap

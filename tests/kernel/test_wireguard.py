@@ -11,7 +11,8 @@ from agentd.kernel.device import Device, DeviceChange
 from agentd.kernel.links import GROUP, Links
 from agentd.kernel.userspace import UserspaceDevice, socket_path
 from agentd.kernel.wireguard import KernelDevice
-from agentd.model import NO_PRESHARED_KEY, Endpoint, Network, ObservedDevice, ObservedPeer, PeerChange, SetDevice
+from agentd.model import NO_PRESHARED_KEY, Endpoint, Network, ObservedDevice, ObservedPeer
+from agentd.operations import PeerChange, SetDevice
 from tests.kernel.maps import public_key
 from tests.kernel.nodes import BACKENDS, OnHost
 from tests.lab import Host, Lab

@@ -3,7 +3,8 @@
 import base64
 
 from agentd.kernel.userspace import decode_uapi, encode_uapi
-from agentd.model import NO_PRESHARED_KEY, Endpoint, Network, PeerChange, SetDevice
+from agentd.model import NO_PRESHARED_KEY, Endpoint, Network
+from agentd.operations import PeerChange, SetDevice
 
 PRIVATE = bytes.fromhex("a8dac1d8a70a751f0f699fb14ba1cff6b79f4fbd2e2c3aef33c7d3f7d6cda34d")
 PUBLIC = "Q5AYIGEbSG4nSyB8YUaLrz8Me7kTMdQnCdJSCmlrJH4="

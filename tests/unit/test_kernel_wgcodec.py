@@ -18,7 +18,8 @@ from pyroute2.netlink.generic.wireguard import (
 
 from agentd.kernel.device import DeviceChange
 from agentd.kernel.wgcodec import FRAGMENT, decode_device, encode_changes
-from agentd.model import NO_PRESHARED_KEY, Endpoint, Network, PeerChange, SetDevice
+from agentd.model import NO_PRESHARED_KEY, Endpoint, Network
+from agentd.operations import PeerChange, SetDevice
 
 PRIVATE = bytes(range(32))
 KEYS = [base64.b64encode(os.urandom(32)).decode() for _ in range(50)]

@@ -9,9 +9,6 @@ from hypothesis import strategies as st
 
 from agentd.model import (
     NO_PRESHARED_KEY,
-    AddAddress,
-    ChangeTable,
-    CreateLink,
     Desired,
     Endpoint,
     KernelError,
@@ -22,6 +19,11 @@ from agentd.model import (
     ObservedDevice,
     ObservedLink,
     ObservedPeer,
+)
+from agentd.operations import (
+    AddAddress,
+    ChangeTable,
+    CreateLink,
     PeerChange,
     PutRoute,
     RemoveAddress,
