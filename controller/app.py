@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from functools import partial
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
 from controller.api import audit, enrolment, errors, nodes, openapi, policy, status, stream, tokens
 from controller.api.limits import BodyLimit
+from controller.api.strict import only_known_parameters
 from controller.context import Context, context
 from controller.identity.proxy import ProxiedClients
 from controller.logs import RequestLog
@@ -30,12 +31,16 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # The handlers' own names: what generated clients call their methods.
+        generate_unique_id_function=lambda route: route.name,
     )
     api.state.context = ctx
     errors.install(api)
-    api.include_router(status.root)
-    for part in (status, nodes, enrolment, policy, audit, tokens, stream):
-        api.include_router(part.router, prefix=PREFIX)
+    strict = [Depends(only_known_parameters)]
+    api.include_router(status.root, dependencies=strict)
+    for part in (status, nodes, enrolment, policy, audit, tokens):
+        api.include_router(part.router, prefix=PREFIX, dependencies=strict)
+    api.include_router(stream.router, prefix=PREFIX)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
     limited = RequestLog(BodyLimit(api))
     return ProxiedClients(limited, proxies=proxies, authority=ctx.authority, mesh_id=ctx.mesh.id, now=ctx.now)

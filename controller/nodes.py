@@ -115,7 +115,7 @@ class Nodes:
     async def note_presence(self) -> None:
         """Write down when nodes were last seen, for those whose time has moved by a minute or more."""
         async with self._store.read() as tables:
-            known = [node.id for node in await tables.nodes.all() if node.kind == "agent"]
+            known = await tables.nodes.ids("agent")
         seen: list[Seen] = []
         for node_id in known:
             presence = self._hub.presence(node_id)

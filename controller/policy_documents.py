@@ -1,5 +1,6 @@
 """The policy document in force: reading, checking, replacing it. What it means is `controller.policy`'s business."""
 
+import asyncio
 from collections.abc import Collection
 
 from controller.audit import Action
@@ -29,7 +30,9 @@ class PolicyDocuments:
 
     async def check(self, text: str) -> PolicyReport:
         """What is wrong with the document, against the nodes as they are now."""
-        return check(text, await self._store.fleet(self._mesh))
+        fleet = await self._store.fleet(self._mesh)
+        # A large document takes a while, and the agents' streams share this thread.
+        return await asyncio.to_thread(check, text, fleet)
 
     async def apply(self, actor: str, text: str, expected: Collection[int] | None) -> PolicyDocument:
         """Put the document in force if it checks and its tests pass. Raises Refused (POLICY_REFUSED) with findings."""

@@ -30,7 +30,7 @@ _KEY_EXAMPLES = {
     status_code=201,
     summary="Create an enrolment key",
     description="The join string is in this answer and nowhere else.",
-    responses=problems(*ACCESS, *ONCE, Kind.INVALID, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+    responses=problems(*ACCESS, *ONCE, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def create_key(
     ctx: Ctx,
@@ -45,9 +45,7 @@ async def create_key(
     return created
 
 
-@router.get(
-    "/enrolment-keys", summary="List enrolment keys, newest first", responses=problems(*ACCESS, *PAGING, Kind.INVALID)
-)
+@router.get("/enrolment-keys", summary="List enrolment keys, newest first", responses=problems(*ACCESS, *PAGING))
 async def list_keys(ctx: Ctx, _: Reader, limit: Limit = 100, cursor: Cursor = None) -> Page[EnrolmentKey]:
     """GET /enrolment-keys."""
     keys = await ctx.keys.page(before=by_age(cursor), limit=limit + 1)
@@ -57,7 +55,7 @@ async def list_keys(ctx: Ctx, _: Reader, limit: Limit = 100, cursor: Cursor = No
 @router.get(
     "/enrolment-keys/{key_id}",
     summary="Show an enrolment key",
-    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.INVALID),
+    responses=problems(*ACCESS, Kind.NOT_FOUND),
 )
 async def get_key(ctx: Ctx, _: Reader, key_id: KeyId) -> EnrolmentKey:
     """GET /enrolment-keys/{id}."""
@@ -69,7 +67,7 @@ async def get_key(ctx: Ctx, _: Reader, key_id: KeyId) -> EnrolmentKey:
     status_code=204,
     summary="Revoke an enrolment key",
     description="Nodes that joined with it stay. The key remains visible, as revoked.",
-    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.INVALID),
+    responses=problems(*ACCESS, Kind.NOT_FOUND),
 )
 async def revoke_key(ctx: Ctx, admin: Admin, key_id: KeyId) -> None:
     """DELETE /enrolment-keys/{id}."""
@@ -97,7 +95,6 @@ async def revoke_key(ctx: Ctx, admin: Admin, key_id: KeyId) -> None:
         Kind.ADDRESS_QUARANTINED,
         Kind.ADDRESS_UNUSABLE,
         Kind.POOL_EMPTY,
-        Kind.INVALID,
         Kind.BAD_REQUEST,
         Kind.TOO_LARGE,
     ),
@@ -116,7 +113,6 @@ async def enrol(ctx: Ctx, wanted: EnrolRequest) -> EnrolResponse:
         Kind.BAD_CSR,
         Kind.NODE_REMOVED,
         Kind.NODE_DISABLED,
-        Kind.INVALID,
         Kind.BAD_REQUEST,
         Kind.TOO_LARGE,
     ),

@@ -56,7 +56,7 @@ async def leave(ctx: Ctx, node_id: Self) -> None:
     await ctx.nodes.leave(node_id)
 
 
-@router.get("/nodes", summary="List nodes, by name", responses=problems(*ACCESS, *PAGING, Kind.INVALID))
+@router.get("/nodes", summary="List nodes, by name", responses=problems(*ACCESS, *PAGING))
 async def list_nodes(
     *,
     ctx: Ctx,
@@ -74,7 +74,7 @@ async def list_nodes(
     return page(nodes, limit, lambda node: [node.name])
 
 
-@router.get("/nodes/{node_id}", summary="Show a node", responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.INVALID))
+@router.get("/nodes/{node_id}", summary="Show a node", responses=problems(*ACCESS, Kind.NOT_FOUND))
 async def get_node(ctx: Ctx, _: Reader, node_id: Id, response: Response) -> Node:
     """GET /nodes/{id}."""
     node = await ctx.nodes.get(node_id)
@@ -89,7 +89,6 @@ async def get_node(ctx: Ctx, _: Reader, node_id: Id, response: Response) -> Node
         *ACCESS,
         *EDITING,
         Kind.NOT_FOUND,
-        Kind.INVALID,
         Kind.BAD_REQUEST,
         Kind.NAME_TAKEN,
         Kind.NOT_EDITABLE,
@@ -116,7 +115,7 @@ async def update_node(
     status_code=204,
     summary="Delete a node",
     description="Closes its stream. Its certificate is worth nothing, its address rests before another node gets it.",
-    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.PRECONDITION_FAILED, Kind.INVALID),
+    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.PRECONDITION_FAILED),
 )
 async def delete_node(ctx: Ctx, admin: Admin, node_id: Id, expected: ExpectedIfAny) -> None:
     """DELETE /nodes/{id}."""
@@ -127,7 +126,7 @@ async def delete_node(ctx: Ctx, admin: Admin, node_id: Id, expected: ExpectedIfA
     "/static-peers",
     status_code=201,
     summary="Add a static peer by its public key",
-    responses=problems(*ACCESS, *ONCE, *_TAKEN, Kind.INVALID, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+    responses=problems(*ACCESS, *ONCE, *_TAKEN, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def create_peer(
     ctx: Ctx,
@@ -147,7 +146,7 @@ async def create_peer(
     "/static-peers/{node_id}/config",
     summary="The static peer's wg-quick file",
     description="Without the private key, which the controller does not have; its place is marked.",
-    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.NOT_STATIC, Kind.NODE_DISABLED, Kind.INVALID),
+    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.NOT_STATIC, Kind.NODE_DISABLED),
 )
 async def peer_config(ctx: Ctx, _: Reader, node_id: Id) -> PeerConfig:
     """GET /static-peers/{id}/config."""

@@ -32,7 +32,7 @@ async def get_policy(ctx: Ctx, _: Reader, response: Response) -> PolicyDocument:
     "/policy",
     summary="Replace the policy",
     description="Refused, with findings, unless the document checks and its own tests pass.",
-    responses=problems(*ACCESS, *EDITING, Kind.POLICY_REFUSED, Kind.INVALID, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+    responses=problems(*ACCESS, *EDITING, Kind.POLICY_REFUSED, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def put_policy(ctx: Ctx, admin: Admin, wanted: _Write, expected: Expected, response: Response) -> PolicyDocument:
     """PUT /policy."""
@@ -45,7 +45,7 @@ async def put_policy(ctx: Ctx, admin: Admin, wanted: _Write, expected: Expected,
     "/policy/check",
     summary="Check a policy document",
     description="Changes nothing; also for tokens that only read.",
-    responses=problems(*ACCESS, Kind.INVALID, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+    responses=problems(*ACCESS, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def check_policy(ctx: Ctx, _: Reader, wanted: _Write) -> PolicyReport:
     """POST /policy/check."""

@@ -64,7 +64,7 @@ async def status(ctx: Ctx, _: Reader) -> MeshStatus:
         revision = await tables.ledger.revision()
         policy = await tables.policy.current()
         used = await tables.addresses.used()
-        presences = [ctx.hub.presence(node.id) for node in await tables.nodes.all()]
+        presences = [ctx.hub.presence(node_id) for node_id in await tables.nodes.ids("agent")]
     return MeshStatus(
         mesh=ctx.mesh,
         version=VERSION,

@@ -24,7 +24,7 @@ _EXAMPLES = {"dashboard": {"value": {"note": "dashboard", "role": "read", "ttl":
     status_code=201,
     summary="Create an admin token",
     description="The token is in this answer and nowhere else.",
-    responses=problems(*ACCESS, *ONCE, Kind.INVALID, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+    responses=problems(*ACCESS, *ONCE, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def create_token(
     ctx: Ctx,
@@ -37,7 +37,7 @@ async def create_token(
     return await only_once(AdminTokenCreated, response, ctx.tokens.create(admin.actor, wanted, once))
 
 
-@router.get("/tokens", summary="List admin tokens, newest first", responses=problems(*ACCESS, *PAGING, Kind.INVALID))
+@router.get("/tokens", summary="List admin tokens, newest first", responses=problems(*ACCESS, *PAGING))
 async def list_tokens(ctx: Ctx, _: Admin, limit: Limit = 100, cursor: Cursor = None) -> Page[AdminToken]:
     """GET /tokens."""
     tokens = await ctx.tokens.page(before=by_age(cursor), limit=limit + 1)
@@ -48,7 +48,7 @@ async def list_tokens(ctx: Ctx, _: Admin, limit: Limit = 100, cursor: Cursor = N
     "/tokens/{token_id}",
     status_code=204,
     summary="Revoke an admin token",
-    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.INVALID),
+    responses=problems(*ACCESS, Kind.NOT_FOUND),
 )
 async def revoke_token(ctx: Ctx, admin: Admin, token_id: TokenId) -> None:
     """DELETE /tokens/{id}."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -52,6 +52,11 @@ class NodeTable:
     async def all(self) -> list[StoredNode]:
         """Every node, by name."""
         return await self._load(select(NodeRow).order_by(NodeRow.name))
+
+    async def ids(self, kind: Literal["agent", "static"] | None = None) -> list[NodeId]:
+        """The ids of all nodes, or of those of one kind."""
+        query = select(NodeRow.id) if kind is None else select(NodeRow.id).where(NodeRow.kind == kind)
+        return list(await self._session.scalars(query))
 
     async def ephemeral(self) -> list[StoredNode]:
         """The nodes that are to be removed when they stay away."""

@@ -32,6 +32,8 @@ class TestProblems:
             ("GET", "/nodes?limit=0", 422, "invalid"),
             ("GET", "/nodes?limit=501", 422, "invalid"),
             ("GET", "/nodes?tag=x", 422, "invalid"),
+            ("GET", "/nodes?tags=tag:x", 422, "invalid"),
+            ("GET", "/health?x=1", 422, "invalid"),
             ("GET", "/nodes/a%2fb", 404, "not-found"),
             ("GET", "/nodes/a%20b", 422, "invalid"),
             ("GET", "/nodes?cursor=nonsense", 422, "invalid-cursor"),
@@ -307,6 +309,8 @@ async def test_the_openapi_document_is_3_1_and_names_every_problem(anyone: Clien
     text = json.dumps(document)
     assert document["openapi"].startswith("3.1")
     assert "HTTPValidationError" not in text
+    identifiers = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(set(identifiers)) == len(identifiers)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             assert operation["summary"], (method, path)
