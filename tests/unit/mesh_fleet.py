@@ -72,8 +72,10 @@ def grants(draw: st.DrawFn) -> dict[str, object]:
 
 @st.composite
 def policies(draw: st.DrawFn, max_grants: int = 5) -> str:
-    """The text of a valid document over nodes h1 to h8."""
-    return json.dumps({"hosts": HOSTS, "groups": GROUPS, "grants": draw(st.lists(grants(), max_size=max_grants))})
+    """The text of a valid document over nodes h1 to h8; what its hosts and groups hold differs, too."""
+    hosts = HOSTS | {"low": draw(st.sampled_from(["100.64.0.0/30", "100.64.0.4/30", "100.64.0.0/29"]))}
+    groups = GROUPS | {"ops": draw(st.sampled_from([["tag:a", "h3"], ["tag:b"], ["h3", "low"]]))}
+    return json.dumps({"hosts": hosts, "groups": groups, "grants": draw(st.lists(grants(), max_size=max_grants))})
 
 
 @st.composite

@@ -270,6 +270,20 @@ def test_a_new_policy_sends_each_node_its_difference_only() -> None:
     assert [r.protocol for r in delta.rules] == ["icmp"]
 
 
+def test_a_prefix_that_a_new_policy_moves_is_elements_and_peers_on_the_wire() -> None:
+    text = "hosts: {lab: 100.64.0.1}\ngrants: [{from: lab, to: h3, ip: icmp}]"
+    state = MeshState(fleet([node(1), node(2), node(3)], text), NOW)
+    affected = state.apply(Change(2, {}, PolicyRecord(2, text.replace("0.1}", "0.2}"))), NOW)
+    assert affected.keys() == {"n1", "n2", "n3"}
+    delta = state.delta("n3", affected["n3"], 1)
+    assert delta is not None
+    assert [(c.name, c.add, c.remove) for c in delta.sets] == [
+        ("host:lab", frozenset(node(2).addresses), frozenset(node(1).addresses))
+    ]
+    assert ([p.id for p in delta.peers], delta.peers_removed) == (["n2"], ("n1",))
+    assert delta.rules == delta.rules_removed == ()
+
+
 def test_keepalive_is_for_the_one_behind_the_nat() -> None:
     state = MeshState(fleet([node(1, "agents", behind_nat=True), node(3, "tools")], GRANTS), NOW)
     behind, public = state.netmap("n1"), state.netmap("n3")
