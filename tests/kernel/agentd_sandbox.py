@@ -75,11 +75,9 @@ def enter(unit: Unit, state: Path, uid: int) -> None:
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
     opened = os.open(state, os.O_PATH | os.O_DIRECTORY)  # PrivateTmp= may hide its path
     if unit.on("ProtectHome"):
-        _hide_homes()
+        _hide(0o755, "/root", "/home", "/run/user")
     if unit.on("PrivateTmp"):
-        for path in ("/tmp", "/var/tmp"):
-            _mount("tmpfs", path, "tmpfs", MS_NOSUID_NODEV)
-            Path(path).chmod(0o1777)
+        _hide(0o1777, "/tmp", "/var/tmp")
     writable = ["/dev", "/tmp", "/var/tmp"]
     (name,) = unit.words("StateDirectory")
     _mount("tmpfs", "/var/lib", "tmpfs", MS_NOSUID_NODEV)
@@ -102,15 +100,13 @@ def enter(unit: Unit, state: Path, uid: int) -> None:
             _set_read_only(path, 0, on=False)
 
 
-def _hide_homes() -> None:
-    """Empty homes, but for what this test itself is run from."""
+def _hide(mode: int, *places: str) -> None:
+    """Empty directories instead, but for what this test itself is run from."""
     needed = {Path(sys.base_prefix).resolve(), CHECKOUT, Path(sys.prefix).resolve()}
-    for home in (Path("/root"), Path("/home"), Path("/run/user")):
-        if not home.is_dir():
-            continue
-        kept = {path: os.open(path, os.O_PATH) for path in needed if path.is_relative_to(home)}
-        _mount("tmpfs", str(home), "tmpfs", MS_NOSUID_NODEV)
-        home.chmod(0o755)
+    for place in filter(Path.is_dir, map(Path, places)):
+        kept = {path: os.open(path, os.O_PATH) for path in needed if path.is_relative_to(place)}
+        _mount("tmpfs", str(place), "tmpfs", MS_NOSUID_NODEV)
+        place.chmod(mode)
         for path, descriptor in kept.items():
             path.mkdir(parents=True, exist_ok=True)
             _mount(f"/proc/self/fd/{descriptor}", str(path), None, MS_BIND)
