@@ -54,7 +54,7 @@ async def run(settings: Settings, worker: int) -> None:
         undo.push_async_callback(audit.close)
         audit.start()
         gateway = Gateway(identity, compiled, audit, Sessions(session_key(settings.state_dir)))
-        runtime = Runtime(gateway, limiter, connect, http=HttpLimits(), shared=settings.workers > 1)
+        runtime = Runtime(gateway, limiter, connect, http=HttpLimits(), process=worker, processes=settings.workers)
         undo.push_async_callback(runtime.close, settings.grace)
         runtime.start()
         await _apply(runtime, in_force, policy)

@@ -41,7 +41,8 @@ class _Running:
 class Runtime:
     """Runs services for one gateway.
 
-    `connect` makes a service's upstream, or raises AgentError. `shared`: other processes listen on the same addresses.
+    `connect` makes a service's upstream, or raises AgentError. `processes` of ours listen on the same addresses; this
+    one is number `process`. A server on standard input and output runs in the first of them, so that there is only one.
     """
 
     def __init__(
@@ -51,14 +52,16 @@ class Runtime:
         connect: Callable[[Service], Upstream],
         *,
         http: HttpLimits,
-        shared: bool,
+        process: int = 0,
+        processes: int = 1,
         recheck: float = _RECHECK,
     ) -> None:
         self._gateway = gateway
         self._limiter = limiter
         self._connect = connect
         self._http = http
-        self._shared = shared
+        self._process = process
+        self._processes = processes
         self._recheck = recheck
         self._running: dict[str, _Running] = {}
         self._wanted: GatewayPolicy | None = None
@@ -82,6 +85,8 @@ class Runtime:
             await self._stop(name, 0.0)
         problems: list[str] = []
         for service in policy.services.values():
+            if not self._is_served_here(service):
+                continue
             try:
                 running = self._running.get(service.name) or self._prepare(service)
             except AgentError as error:
@@ -117,6 +122,13 @@ class Runtime:
         running.server.app = ServiceApp(self._gateway, service, running.upstream, _target(service))
         running.server.limits = replace(self._http, header_bytes=service.limits.headers)
 
+    def _is_served_here(self, service: Service) -> bool:
+        return self._process == 0 or self._sharing(service) > 1
+
+    def _sharing(self, service: Service) -> int:
+        """How many processes serve it."""
+        return self._processes if isinstance(service.upstream, HttpUpstream) else 1
+
     async def _bind(self, running: _Running) -> list[str]:
         problems: list[str] = []
         service = running.service
@@ -125,7 +137,7 @@ class Runtime:
             if place in running.bound:
                 continue
             try:
-                await running.server.listen(listening(address, service.port, shared=self._shared))
+                await running.server.listen(listening(address, service.port, processes=self._sharing(service)))
             except AgentError as error:
                 problems.append(f"{service.name}: {error}")
                 continue

@@ -420,7 +420,7 @@ class Lab:
         )
         gateway.patience = patience or Patience()
         limits = http or HttpLimits(tick=0.05)
-        runtime = Runtime(gateway, limiter, connect, http=limits, shared=False, recheck=0.1)
+        runtime = Runtime(gateway, limiter, connect, http=limits, recheck=0.1)
         runtime.start()
 
         async def stop() -> None:

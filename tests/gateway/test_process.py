@@ -1,0 +1,374 @@
+"""The gateway as a process: started, told to read again, told to stop, killed; one worker or several."""
+
+import asyncio
+import json
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from agentd.errors import AgentError
+from agentd.gateway.sockets import listening
+from tests.gateway.harness import BOUND, KEY, Client, Lab, Upstream, free_port, policy, soon, tool
+
+START = 30.0
+
+
+class Process:
+    """`python -m agentd.gateway` with a policy file of one service."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        self.directory = directory
+        self.url = url
+        self.port = free_port()
+        self.log = directory / "log"
+        self.state = directory / "state"
+        self.policy = directory / "policy.json"
+        self.callers = directory / "callers.json"
+        self.process: asyncio.subprocess.Process | None = None
+        self.write_policy()
+        self.write_callers([f"127.0.0.{number}" for number in range(1, 20)])
+
+    def write_callers(self, addresses: list[str]) -> None:
+        listed = [
+            {"node_id": f"n{number}", "name": f"caller-{number}", "public_key": KEY, "tags": [], "address": address}
+            for number, address in enumerate(addresses)
+        ]
+        for one in listed:
+            one["public_key"] = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+        self.callers.write_text(json.dumps(listed))
+
+    def write_policy(self, revision: int = 1, tools: list[str] | None = None, **service: Any) -> None:
+        described = {
+            "addresses": ["127.0.0.1"],
+            "port": self.port,
+            "upstream": {"type": "http", "url": self.url},
+            **service,
+        }
+        wanted = policy({"svc": described}, revision=revision).model_dump(mode="json")
+        wanted["sets"]["alice"]["addresses"] = [f"127.0.0.{number}" for number in range(1, 20)]
+        wanted["grants"]["all"]["tools"] = ["*"] if tools is None else tools
+        fresh = self.policy.with_suffix(".new")
+        fresh.write_text(json.dumps(wanted))
+        fresh.rename(self.policy)
+
+    async def start(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "agentd.gateway", "--policy", str(self.policy), "--state-dir", str(self.state)]
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *command, "--callers", str(self.callers), "--grace", "1", *arguments, stderr=log
+            )
+
+    async def ready(self, count: int = 1) -> None:
+        await soon(lambda: self.said("info ready") >= count, START)
+
+    def said(self, text: str) -> int:
+        return self.log.read_text().count(text)
+
+    def workers(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children()
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), START)
+
+
+@pytest.fixture
+async def upstream(lab: Lab) -> Upstream:
+    return await lab.upstream()
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Process]:
+    made = Process(tmp_path, f"http://127.0.0.1:{upstream.port}/mcp")
+    yield made
+    if made.process is not None and made.process.returncode is None:
+        await made.stop()
+
+
+async def call(lab: Lab, gateway: Process, address: str = "127.0.0.1") -> int:
+    client = await lab.connect(address, gateway.port)
+    answer = await client.call(tool())
+    await client.close()
+    return answer.status if "result" in answer.json else -answer.code
+
+
+async def test_it_serves_until_told_to_stop_and_leaves_nothing(lab: Lab, gateway: Process) -> None:
+    await gateway.start()
+    await gateway.ready()
+    assert await call(lab, gateway) == 200
+    assert await gateway.stop() == 0
+    with pytest.raises(ConnectionRefusedError):
+        await lab.connect("127.0.0.1", gateway.port)
+    assert stat.S_IMODE((gateway.state / "session.key").stat().st_mode) == 0o600
+
+
+async def test_a_running_call_may_end_before_it_stops(lab: Lab, gateway: Process, upstream: Upstream) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(seen: Any) -> None:
+        await go_on.wait()
+        seen.result(resultType="complete")
+
+    upstream.behaviour = slow
+    await gateway.start("--grace", "20")
+    await gateway.ready()
+    client = await lab.connect("127.0.0.1", gateway.port)
+    client.send("POST", *tool())
+    await soon(lambda: upstream.seen)
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.2)
+    go_on.set()
+    assert (await client.answer()).status == 200
+    assert await asyncio.wait_for(gateway.process.wait(), START) == 0
+
+
+async def test_a_changed_policy_is_in_force_without_a_restart(lab: Lab, gateway: Process) -> None:
+    await gateway.start()
+    await gateway.ready()
+    assert await call(lab, gateway) == 200
+    gateway.write_policy(2, tools=["other"])
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGHUP)
+    await soon(lambda: gateway.said("in force"))
+    assert await call(lab, gateway) == -40300
+    gateway.write_policy(3)
+    await soon(lambda: gateway.said("in force") == 2)  # without a signal too
+    assert await call(lab, gateway) == 200
+
+
+async def test_a_policy_that_cannot_be_used_changes_nothing(lab: Lab, gateway: Process) -> None:
+    await gateway.start()
+    await gateway.ready()
+    gateway.policy.write_text('{"revision": 2, "services": {"svc": {}}}')
+    await soon(lambda: gateway.said("the previous policy stays in force"))
+    assert await call(lab, gateway) == 200
+    gateway.policy.unlink()
+    await soon(lambda: gateway.said("the previous policy stays in force") == 2)
+    assert await call(lab, gateway) == 200
+
+
+async def test_a_service_moves_to_another_port(lab: Lab, gateway: Process) -> None:
+    await gateway.start()
+    await gateway.ready()
+    old, gateway.port = gateway.port, free_port()
+    gateway.write_policy(2)
+    await soon(lambda: gateway.said("in force"))
+    assert await call(lab, gateway) == 200
+    with pytest.raises(ConnectionRefusedError):
+        await lab.connect("127.0.0.1", old)
+
+
+async def test_only_the_addresses_that_it_is_told_are_bound(gateway: Process) -> None:
+    gateway.write_policy(1, addresses=["127.0.0.5", "192.0.2.77", "2001:db8::77"])
+    await gateway.start()
+    await gateway.ready()
+    assert gateway.process is not None
+    bound = {one.laddr.ip for one in psutil.Process(gateway.process.pid).net_connections("tcp")}
+    assert bound == {"127.0.0.5", "192.0.2.77", "2001:db8::77"}, "nonlocal ones too, and no other"
+
+
+async def test_a_session_outlives_a_restart(lab: Lab, gateway: Process, upstream: Upstream) -> None:
+    async def behaviour(seen: Any) -> None:
+        seen.reply(json.dumps({"jsonrpc": "2.0", "id": 0, "result": {}}).encode(), mcp_session_id="s1")
+
+    upstream.behaviour = behaviour
+    initialize = b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{}}'
+    await gateway.start()
+    await gateway.ready()
+    client = await lab.connect("127.0.0.1", gateway.port)
+    session = (await client.ask("POST", initialize)).get("mcp-session-id")
+    await gateway.stop()
+    await gateway.start()
+    await gateway.ready(2)
+    client = await lab.connect("127.0.0.1", gateway.port)
+    ping = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'
+    assert (await client.ask("POST", ping, {"mcp-session-id": session or ""})).status == 200
+    assert upstream.seen[-1].get("mcp-session-id") == "s1"
+
+
+async def test_every_call_is_in_the_spool(lab: Lab, gateway: Process) -> None:
+    await gateway.start()
+    await gateway.ready()
+    for _ in range(5):
+        assert await call(lab, gateway) == 200
+    await gateway.stop()
+    spooled = b"".join(path.read_bytes() for path in sorted((gateway.state / "spool").rglob("*")) if path.is_file())
+    assert spooled.count(b"gateway:call:allowed") == 5
+    assert spooled.count(b"gateway:call:ended") == 5
+
+
+async def test_two_gateways_do_not_share_a_spool(gateway: Process) -> None:
+    await gateway.start()
+    await gateway.ready()
+    first = gateway.process
+    await gateway.start()
+    assert gateway.process is not None
+    assert await asyncio.wait_for(gateway.process.wait(), START) == 1
+    assert gateway.said("is in use by another gateway") == 1
+    gateway.process = first
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda gateway: gateway.policy.unlink(), "cannot be read"),
+        (lambda gateway: gateway.policy.write_text("{"), "is not one that this gateway knows"),
+        (lambda gateway: gateway.callers.write_text("[{}]"), "is not a list of callers"),
+        (lambda gateway: gateway.callers.unlink(), "cannot be read"),
+        (lambda gateway: gateway.state.touch(), "cannot be"),
+        (lambda gateway: (gateway.state.mkdir(), (gateway.state / "session.key").write_bytes(b"x")), "is damaged"),
+    ],
+    ids=["no policy", "damaged policy", "damaged callers", "no callers", "state is a file", "damaged key"],
+)
+async def test_what_it_cannot_start_with_is_one_sentence(gateway: Process, damage: Any, sentence: str) -> None:
+    damage(gateway)
+    await gateway.start()
+    assert gateway.process is not None
+    assert await asyncio.wait_for(gateway.process.wait(), START) == 1
+    said = gateway.log.read_text()
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+async def test_an_address_in_use_is_said_and_taken_when_it_is_free(lab: Lab, gateway: Process) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", gateway.port))
+        holder.listen()
+        await gateway.start()
+        await gateway.ready()
+        assert gateway.said("cannot listen at 127.0.0.1") == 1
+    await soon(lambda: gateway.said("info serving"), START)
+    assert await call(lab, gateway) == 200
+
+
+# --- workers
+
+
+def callers_of(spool: Path) -> set[str]:
+    found = set()
+    for path in spool.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            found |= {f"caller-{number}" for number in range(20) if f'"caller-{number}"'.encode() in data}
+    return found
+
+
+async def test_workers_share_callers_and_never_split_one(lab: Lab, gateway: Process) -> None:
+    await gateway.start("--workers", "2")
+    await gateway.ready(2)
+    for _ in range(3):
+        for number in range(1, 20):
+            assert await call(lab, gateway, f"127.0.0.{number}") == 200
+    assert await gateway.stop() == 0
+    spools = [callers_of(gateway.state / "spool" / str(worker)) for worker in range(2)]
+    assert all(spools)
+    assert not spools[0] & spools[1]
+    assert len(spools[0] | spools[1]) == 19
+
+
+async def test_a_worker_that_dies_is_replaced(lab: Lab, gateway: Process) -> None:
+    await gateway.start("--workers", "2")
+    await gateway.ready(2)
+    victim = gateway.workers()[0]
+    victim.kill()
+    await gateway.ready(3)
+    assert len(gateway.workers()) == 2
+    for number in range(1, 20):
+        assert await call(lab, gateway, f"127.0.0.{number}") == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+async def test_workers_end_with_their_parent(gateway: Process, number: signal.Signals) -> None:
+    await gateway.start("--workers", "2")
+    await gateway.ready(2)
+    workers = gateway.workers()
+    await gateway.stop(number)
+    await soon(lambda: not any(worker.is_running() for worker in workers), START)
+
+
+async def test_workers_read_a_changed_policy(lab: Lab, gateway: Process) -> None:
+    await gateway.start("--workers", "2")
+    await gateway.ready(2)
+    gateway.write_policy(2, tools=["other"])
+    assert gateway.process is not None
+    gateway.process.send_signal(signal.SIGHUP)
+    await soon(lambda: gateway.said("in force") == 2)
+    assert {await call(lab, gateway, f"127.0.0.{number}") for number in range(1, 20)} == {-40300}
+
+
+async def test_workers_that_cannot_start_end_the_parent(gateway: Process) -> None:
+    gateway.policy.unlink()
+    await gateway.start("--workers", "2")
+    assert gateway.process is not None
+    assert await asyncio.wait_for(gateway.process.wait(), START) == 1
+
+
+async def test_a_command_as_upstream_runs_once_whatever_the_workers(lab: Lab, gateway: Process) -> None:
+    pids = gateway.directory / "pids"
+    script = (
+        "import json, os, sys\n"
+        f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "for line in sys.stdin:\n"
+        "    message = json.loads(line)\n"
+        "    if 'id' in message:\n"
+        "        result = {'resultType': 'complete', 'supportedVersions': ['2026-07-28'], 'capabilities': {},"
+        " 'ttlMs': 0, 'cacheScope': 'private'}\n"
+        "        print(json.dumps({'jsonrpc': '2.0', 'id': message['id'], 'result': result}), flush=True)\n"
+    )
+    gateway.write_policy(1, upstream={"type": "stdio", "command": [sys.executable, "-c", script]})
+    await gateway.start("--workers", "2")
+    await gateway.ready(2)
+    for number in range(1, 20):
+        assert await call(lab, gateway, f"127.0.0.{number}") == 200
+    assert len(pids.read_text().split()) == 1
+
+
+# --- sockets
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_every_address_is_no_address(address: str) -> None:
+    with pytest.raises(AgentError, match="every address"):
+        listening(address, 8080, processes=1)
+
+
+def test_a_port_that_needs_a_privilege_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "listen", refuse)
+    with pytest.raises(AgentError, match="ip_unprivileged_port_start"):
+        listening("127.0.0.1", 0, processes=1)
+
+
+async def test_a_process_holds_no_more_descriptors_after_many_calls(lab: Lab, gateway: Process) -> None:
+    await gateway.start()
+    await gateway.ready()
+    assert gateway.process is not None
+    process = psutil.Process(gateway.process.pid)
+    assert await call(lab, gateway) == 200
+    before = process.num_fds()
+    clients: list[Client] = []
+    for round_ in range(3):
+        clients = [await lab.connect("127.0.0.1", gateway.port) for _ in range(100)]
+        for client in clients:
+            client.send("POST", *tool())
+        for number, client in enumerate(clients):
+            if number % 3 == round_:
+                client.vanish()
+            else:
+                assert (await client.answer()).status == 200
+                await client.close()
+    await soon(lambda: process.num_fds() <= before + 2, BOUND)
