@@ -86,7 +86,7 @@ async def answer(parts: Parts, request: Request) -> Answer:
 
 
 async def _status(parts: Parts) -> Status:
-    observed = await parts.kernel.observe()
+    observed, counted = await parts.kernel.observe(), await parts.kernel.count()
     netmap, applier, standing = _map(parts), parts.applier, parts.control.standing
     certificate = parts.state.certificate()
     if certificate is None:
@@ -127,6 +127,8 @@ async def _status(parts: Parts) -> Status:
         backend=observed.backend,
         firewall=observed.ruleset is not None,
         rules=len(applier.in_force.rules) if applier.in_force else 0,
+        accepted=dict(counted.accepted),
+        denied=dict(counted.denied),
         drifts=applier.drifts,
         peers=_peers(netmap, observed),
     )

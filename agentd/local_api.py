@@ -144,6 +144,12 @@ class Status(Message):
     backend: Literal["kernel", "userspace"]
     firewall: bool = Field(description="the nftables table is in force")
     rules: int = 0
+    accepted: dict[str, int] = Field(
+        default_factory=dict, description="packets by grant, since the table was last written whole"
+    )
+    denied: dict[str, int] = Field(
+        default_factory=dict, description="packets by where: in, out, forward, spoofed, leaked; since then, too"
+    )
     drifts: int = Field(default=0, description="times that somebody changed what agentd made")
     peers: tuple[PeerStatus, ...] = ()
 

@@ -15,6 +15,7 @@ __all__ = [
     "BackendName",
     "Chain",
     "Container",
+    "Counted",
     "Desired",
     "DesiredPeer",
     "Endpoint",
@@ -240,6 +241,17 @@ class ObservedDevice:
     public_key: str
     listen_port: int
     peers: Mapping[str, ObservedPeer]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Packets since the table was last written whole: accepted by the grant's name, denied by where.
+
+    Where: `in`, `out`, `forward`, `spoofed` (a mesh address on another link), `leaked` (to the mesh on another link).
+    """
+
+    accepted: Mapping[str, int]
+    denied: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

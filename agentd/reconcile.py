@@ -22,9 +22,10 @@ from .kernel.events import Hint, Watch
 from .kernel.firewall import Firewall
 from .kernel.links import Links
 from .kernel.recompile import Recompiler
+from .kernel.ruleset import identifier
 from .kernel.userspace import UserspaceDevice
 from .kernel.wireguard import KernelDevice
-from .model import BackendName, Desired, Endpoint, KernelError, LinkSettings, Observed
+from .model import BackendName, Counted, Desired, Endpoint, KernelError, LinkSettings, Observed
 from .operations import (
     AddAddress,
     ChangeTable,
@@ -112,6 +113,19 @@ class Reconciler:
         """The host as it is now. Raises KernelError."""
         async with self._turn:
             return await self._observe()
+
+    async def count(self) -> Counted:
+        """What the table counted so far. Raises KernelError."""
+        async with self._turn:
+            packets = self._open.firewall.counters()
+            rules = self._netmap.rules.values() if self._netmap is not None else ()
+            grants = sorted({rule.grant for rule in rules})
+        accepted = {grant: packets.get(f"grant/{identifier(grant)}") for grant in grants}
+        return Counted(
+            # A grant that another one covers wholly has no counter: nothing is accepted by it.
+            accepted={grant: count for grant, count in accepted.items() if count is not None},
+            denied={name.removeprefix("denied/"): count for name, count in packets.items() if name[:7] == "denied/"},
+        )
 
     async def plan(self, netmap: Netmap) -> tuple[Operation, ...]:
         """What `apply` would do now. Raises KernelError."""

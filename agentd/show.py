@@ -70,6 +70,11 @@ def _facts(answer: Status) -> list[tuple[str, Text | str]]:
         ),
         ("certificate", f"until {_moment(answer.certificate_until)}, renewed from {_moment(answer.renewal)}"),
     ]
+    facts += [
+        (word, escape(", ".join(f"{count} packets {name}" for name, count in sorted(counts.items()) if count)))
+        for word, counts in (("accepted", answer.accepted), ("denied", answer.denied))
+        if any(counts.values())
+    ]
     if answer.drifts:
         facts.append(("put back", f"{answer.drifts} times somebody changed what agentd made"))
     facts += [("notice", Text(notice, style="yellow")) for notice in answer.notices]

@@ -12,6 +12,7 @@ from typing import Final
 
 from agentd.model import Chain, Container, KernelError, Ruleset
 
+from .counters import read_counters
 from .errors import refused
 from .netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attribute, attributes
 from .nftables import Nftables
@@ -155,6 +156,13 @@ class Firewall:
                 return False
             raise refused(f"looking for table inet {self._table}", error, _REMEDY) from error
         return True
+
+    def counters(self) -> dict[str, int]:
+        """Packets by the name of the counter, since the table was last written whole; none without the table."""
+        try:
+            return read_counters(self._netlink, self._table)
+        except NetlinkError as error:
+            raise refused(f"reading the counters of table inet {self._table}", error, _REMEDY) from error
 
     async def replace(self, ruleset: Ruleset) -> None:
         """Write the whole table."""
