@@ -1,0 +1,18 @@
+"""Entry point of `wardmesh-controller`: no traceback for Ctrl-C or a missing extra, not even while the rest loads."""
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command."""
+    try:
+        from .main import main as command  # noqa: PLC0415  # what this module exists to guard
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in {"controller", "agentd"}:
+            raise
+        sys.exit(f"wardmesh-controller: {error.name} is not installed: install wardmesh[controller]")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    command()
