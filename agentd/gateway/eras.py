@@ -91,6 +91,9 @@ def classify(headers: Headers, message: Message) -> Accepted | Refusal:
             if key in routing:
                 return Refusal(400, HEADER_MISMATCH, f"{key.decode()} header appears more than once", message.id)
             routing[key] = value
+    if message.kind == "notification" and not message.method.startswith("notifications/"):
+        # A server that is lax about ids might do what it asks, without having been asked in a way that is checked.
+        return Refusal(400, INVALID_REQUEST, f"{message.method} is a request and needs an id")
     raw = routing.get(b"mcp-protocol-version")
     header = raw.decode("latin-1") if raw is not None else None
     meta = message.params.get("_meta")

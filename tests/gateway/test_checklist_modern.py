@@ -181,6 +181,7 @@ async def test_a_notification_is_accepted_with_an_empty_body(lab: Lab, server: s
         (b"[]", -32600),
         (b'{"jsonrpc":"2.0","id":1,"result":{}}', -32600),
         (b'{"jsonrpc":"2.0","id":null,"method":"tools/list"}', -32600),
+        (b'{"jsonrpc":"2.0","method":"tools/call","params":{"name":"add"}}', -32600),
         (b"not json", -32700),
         (b"", -32700),
         (b'{"jsonrpc":"2.0","id":1,"method":"a","method":"b"}', -32600),
