@@ -14,6 +14,10 @@ from typing import Final, TypeVar
 
 import psutil
 
+from agentd.kernel.links import Links
+from agentd.kernel.wireguard import KernelDevice
+from agentd.model import Endpoint, Network
+from agentd.operations import PeerChange, SetDevice
 from controller.wire.netmap import Netmap
 from controller.wire.rest import StaticPeerCreate
 from tests.bench.figures import Bench, alternate
@@ -29,9 +33,10 @@ ROUNDS: Final = 12
 IDLE_PEERS: Final = 100
 IDLE_SECONDS: Final = 70  # more than a minute: once in a minute the daemon looks at everything
 OWN: Final = 1
+# Without keepalive: a thousand peers that have one make WireGuard begin a thousand handshakes when the link comes up,
+# which is traffic and no configuration, and `wg setconf` brings no link up.
 MEMBERS: Final = [
-    Member(number, endpoints=(f"192.0.2.{number % 250 + 1}:51820",), keepalive=25)
-    for number in range(OWN + 1, OWN + PEERS + 2)
+    Member(number, endpoints=(f"192.0.2.{number % 250 + 1}:51820",)) for number in range(OWN + 1, OWN + PEERS + 2)
 ]
 
 
@@ -56,7 +61,7 @@ def from_nothing(bench: Bench, node: Node, theirs: Host) -> None:
         found = alternate(
             {
                 "wg setconf": lambda: wg_setconf(theirs, path),
-                "agentd, peers alone": lambda: apply_peers_alone(node, everything),
+                "agentd, peers alone": lambda: write_peers_alone(node),
                 "agentd, everything": lambda: apply_everything(node, everything),
             },
             ROUNDS,
@@ -118,11 +123,36 @@ def apply_everything(node: Node, wanted: Netmap) -> float:
     return timed(lambda: node.apply(wanted))[1]
 
 
-def apply_peers_alone(node: Node, wanted: Netmap) -> float:
-    """The link, the table and its elements are there; the peers are not: what `wg setconf` does, and its order."""
-    node.remove()
-    node.apply(wanted.model_copy(update={"peers": {}}))
-    return timed(lambda: node.apply(wanted))[1]
+def write_peers_alone(node: Node) -> float:
+    """What `wg setconf` does, like for like: on a link that is there and down, the device and its peers."""
+    return node.call(_write_peers_alone)
+
+
+async def _write_peers_alone() -> float:
+    links = Links()
+    device = KernelDevice.open(links)
+    assert device is not None
+    await device.create("bench0")
+    changes = [
+        SetDevice(public_key="set", listen_port=4242),
+        *(
+            PeerChange(
+                action="add",
+                name=member.name,
+                public_key=member.public_key,
+                endpoint=Endpoint.parse(member.endpoints[0]),
+                allowed_ips=(Network.host(member.address), Network.host(member.address6)),
+            )
+            for member in MEMBERS[:PEERS]
+        ),
+    ]
+    started = time.perf_counter()
+    await device.write("bench0", changes, bytes(range(32)))
+    seconds = time.perf_counter() - started
+    await device.remove("bench0")
+    device.close()
+    links.close()
+    return seconds
 
 
 def wg_setconf(host: Host, path: Path) -> float:
@@ -145,7 +175,7 @@ def setconf(own: Member, others: list[Member]) -> str:
     sections = [f"[Interface]\nPrivateKey = {private}\nListenPort = 51820\n"]
     sections += [
         f"[Peer]\nPublicKey = {other.public_key}\nAllowedIPs = {other.address}/32, {other.address6}/128\n"
-        f"Endpoint = {other.endpoints[0]}\nPersistentKeepalive = {other.keepalive}\n"
+        f"Endpoint = {other.endpoints[0]}\n"
         for other in others
     ]
     return "\n".join(sections)
