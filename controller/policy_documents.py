@@ -1,15 +1,19 @@
 """The policy document in force: reading, checking, replacing it. What it means is `controller.policy`'s business."""
 
 import asyncio
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Sequence
 
 from controller.audit import Action
-from controller.policy import check
+from controller.policy import Document, PolicyError, check, parse
+from controller.policy.difference import difference
+from controller.policy.model import Member
 from controller.problems import Kind, Refused
+from controller.records import Fleet
 from controller.store.store import Store
 from controller.store.values import StoredPolicy
 from controller.wire.netmap import Mesh
-from controller.wire.rest import PolicyDocument, PolicyReport
+from controller.wire.rest import PolicyDifference, PolicyDocument, PolicyFinding, PolicyReport
 
 __all__ = ["PolicyDocuments"]
 
@@ -28,24 +32,30 @@ class PolicyDocuments:
         async with self._store.read() as tables:
             return _document(await tables.policy.current())
 
+    async def history(self, *, before: int | None, limit: int) -> list[PolicyDocument]:
+        """At most `limit` documents that are or were in force, newest first, from before revision `before`."""
+        async with self._store.read() as tables:
+            return [_document(stored) for stored in await tables.policy.page(before=before, limit=limit)]
+
     async def check(self, text: str) -> PolicyReport:
         """What is wrong with the document, against the nodes as they are now."""
         fleet = await self._store.fleet(self._mesh)
         # A large document takes a while, and the agents' streams share this thread.
         return await asyncio.to_thread(check, text, fleet)
 
+    async def diff(self, text: str) -> PolicyDifference:
+        """What the document would change for the active nodes. Raises Refused (POLICY_REFUSED) with findings.
+
+        Its own tests may fail: what it would change helps to see why.
+        """
+        fleet = await self._store.fleet(self._mesh)
+        return await asyncio.to_thread(_difference, text, fleet)
+
     async def apply(self, actor: str, text: str, expected: Collection[int] | None) -> PolicyDocument:
         """Put the document in force if it checks and its tests pass. Raises Refused (POLICY_REFUSED) with findings."""
         report = await self.check(text)
         if not report.ok:
-            findings = [finding.model_dump(exclude_none=True) for finding in report.findings]
-            errors = [finding for finding in report.findings if finding.severity == "error"]
-            first = errors[0].message if errors else "its tests fail"
-            raise Refused(
-                Kind.POLICY_REFUSED,
-                f"the document has {len(errors)} errors, the policy in force is unchanged; the first: {first}",
-                *findings,
-            )
+            raise _refused(report.findings)
         async with self._store.mutation(actor, Action.POLICY_APPLY, _SUBJECT) as tx:
             before = await tx.policy.current()
             if expected is not None and (before.revision if before else 0) not in expected:
@@ -60,6 +70,33 @@ class PolicyDocuments:
             applied = await tx.policy.apply(text, actor=actor, now=tx.now)
             tx.record(old={"text": before.text} if before else None, new={"text": text})
         return _document(applied)
+
+
+def _difference(text: str, fleet: Fleet) -> PolicyDifference:
+    now = time.time()
+    report = check(text, fleet, now)
+    if any(finding.severity == "error" and finding.code != "test-failed" for finding in report.findings):
+        raise _refused(report.findings)
+    members = (Member(one.name, one.tags, one.addresses) for one in fleet.nodes.values() if one.state == "active")
+    return difference(_in_force(fleet.policy.text), parse(text), members, now)
+
+
+def _in_force(text: str) -> Document:
+    try:
+        return parse(text)
+    except PolicyError:
+        # A newer version accepted it. The mesh allows nothing by what this one cannot read, so that is what changes.
+        return Document()
+
+
+def _refused(findings: Sequence[PolicyFinding]) -> Refused:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    first = errors[0].message if errors else "its tests fail"
+    return Refused(
+        Kind.POLICY_REFUSED,
+        f"the document has {len(errors)} errors, the policy in force is unchanged; the first: {first}",
+        *(finding.model_dump(exclude_none=True) for finding in findings),
+    )
 
 
 def _document(stored: StoredPolicy | None) -> PolicyDocument:

@@ -1,14 +1,16 @@
 """/policy."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Body, Response
+from fastapi import APIRouter, Body, Query, Response
 
 from controller.api.access import ACCESS, Admin, Ctx, Reader
 from controller.api.editing import EDITING, Expected, etag
 from controller.api.errors import problems
+from controller.api.paging import PAGING, Cursor, by_number, page
+from controller.explain import explain
 from controller.problems import Kind
-from controller.wire.rest import PolicyDocument, PolicyReport, PolicyWrite
+from controller.wire.rest import Explanation, Page, PolicyDifference, PolicyDocument, PolicyReport, PolicyWrite
 
 __all__ = ["router"]
 
@@ -18,6 +20,14 @@ _EXAMPLES = {
     "agents may call tools": {"value": {"text": 'grants:\n  - {from: tag:agents, to: tag:tools, ip: ["tcp:8000"]}\n'}}
 }
 _Write = Annotated[PolicyWrite, Body(openapi_examples=_EXAMPLES)]
+_LARGE_ITEMS: Final = 20  # a document has up to 1 MiB, so pages are shorter than elsewhere
+_Host = Annotated[str, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a node's name or id", examples=["db1"])]
+_Flow = Annotated[
+    str,
+    Query(
+        pattern=r"^((tcp|udp):[1-9][0-9]{0,4}|icmp)$", description="tcp:PORT, udp:PORT or icmp", examples=["tcp:443"]
+    ),
+]
 
 
 @router.get("/policy", summary="The policy in force", responses=problems(*ACCESS))
@@ -50,3 +60,43 @@ async def put_policy(ctx: Ctx, admin: Admin, wanted: _Write, expected: Expected,
 async def check_policy(ctx: Ctx, _: Reader, wanted: _Write) -> PolicyReport:
     """POST /policy/check."""
     return await ctx.policy.check(wanted.text)
+
+
+@router.post(
+    "/policy/diff",
+    summary="What a policy document would change",
+    description="Which pairs of active nodes gain or lose what, against the policy in force. Changes nothing.",
+    responses=problems(*ACCESS, Kind.POLICY_REFUSED, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+)
+async def diff_policy(ctx: Ctx, _: Reader, wanted: _Write) -> PolicyDifference:
+    """POST /policy/diff."""
+    return await ctx.policy.diff(wanted.text)
+
+
+@router.get(
+    "/policy/history",
+    summary="Policies that are or were in force, newest first",
+    responses=problems(*ACCESS, *PAGING),
+)
+async def list_policies(
+    ctx: Ctx,
+    _: Reader,
+    limit: Annotated[int, Query(ge=1, le=_LARGE_ITEMS, description="how many at most")] = _LARGE_ITEMS,
+    cursor: Cursor = None,
+) -> Page[PolicyDocument]:
+    """GET /policy/history."""
+    documents = await ctx.policy.history(before=by_number(cursor), limit=limit + 1)
+    return page(documents, limit, lambda document: [document.revision])
+
+
+@router.get(
+    "/policy/explain",
+    summary="May this node open this flow to that one?",
+    description="By which grants of the policy in force, and what each of the two hosts has of it.",
+    responses=problems(*ACCESS, Kind.NOT_FOUND),
+)
+async def explain_policy(
+    ctx: Ctx, _: Reader, source: Annotated[_Host, Query(alias="from")], to: _Host, port: _Flow
+) -> Explanation:
+    """GET /policy/explain."""
+    return explain(ctx.hub, source, to, port, ctx.now())

@@ -13,7 +13,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from controller.records import Change, Fleet
+from controller.policy import Document
+from controller.records import Change, Fleet, NodeRecord
 from controller.wire.base import Revision
 from controller.wire.netmap import Netmap, NodeId
 from controller.wire.stream import Applied, Bye, Hello, HostReport
@@ -98,6 +99,15 @@ class Hub:
     def netmap(self, node_id: NodeId) -> Netmap | None:
         """The present view of a node, also of one that is offline or a static peer."""
         return self._loaded().netmap(node_id)
+
+    def find(self, reference: str) -> NodeRecord | None:
+        """The node of this name or, when none has it, of this id."""
+        return self._loaded().find(reference)
+
+    def policy(self) -> tuple[Revision, Document]:
+        """The document that the maps are made of; revision 0 before the first."""
+        state = self._loaded()
+        return state.policy_revision, state.document
 
     def presence(self, node_id: NodeId) -> Presence:
         """What is known about a node's connection now."""

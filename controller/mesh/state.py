@@ -40,13 +40,13 @@ class MeshState:
         self._left_out: dict[NodeId, BadRecordError] = {}
         self._registry = Registry()
         self._index = Index()
-        self._document = _parse(fleet.policy)
-        self._policy = compile_policy(self._document.at(now))
-        self.next_expiry = self._document.next_expiry(now)
-        nobody: Affected = {}
+        self.document = _parse(fleet.policy)
+        self.policy_revision: Revision = fleet.policy.revision
+        self._policy = compile_policy(self.document.at(now))
+        self.next_expiry = self.document.next_expiry(now)
         for node_id, record in fleet.nodes.items():
-            self._set(node_id, record, nobody)
-        self._retry(nobody)
+            self._set(node_id, record, None)
+        self._retry(None)
 
     # Reading
 
@@ -57,6 +57,11 @@ class MeshState:
 
     def record(self, node_id: NodeId) -> NodeRecord | None:
         return self._records.get(node_id)
+
+    def find(self, reference: str) -> NodeRecord | None:
+        """The node of this name or, when none has it, of this id."""
+        named = (record for record in self._records.values() if record.name == reference)
+        return next(named, None) or self._records.get(reference)
 
     def netmap(self, node_id: NodeId) -> Netmap | None:
         """The whole map of a node; None for one that does not exist or cannot be described."""
@@ -128,7 +133,8 @@ class MeshState:
                 self._set(node_id, record, affected)
         self._retry(affected)
         if change.policy is not None and self._is_news(_POLICY, change.revision):
-            self._document = _parse(change.policy)
+            self.document = _parse(change.policy)
+            self.policy_revision = change.policy.revision
             self._recompile(now, affected)
         self.revision = max(self.revision, change.revision)
         return {node_id: dirty for node_id, dirty in affected.items() if dirty.concerns(node_id)}
@@ -148,7 +154,8 @@ class MeshState:
             self._seen.popitem(last=False)
         return True
 
-    def _set(self, node_id: NodeId, record: NodeRecord | None, affected: Affected) -> None:
+    def _set(self, node_id: NodeId, record: NodeRecord | None, affected: Affected | None) -> None:
+        """Put a record in its place, and note in `affected` whom that concerns; None while nobody has a map yet."""
         old = self._entries.get(node_id, ABSENT)
         if old.peer is not None:
             self._registry.release(old.peer)
@@ -158,11 +165,16 @@ class MeshState:
             self._left_out[node_id] = fault
             if str(fault) != str(known):
                 _log.error("node %s is left out of every map: %s", node_id, fault)
-        self._move(node_id, old, entry, affected)
+        if affected is not None and entry != old:
+            self._touch(node_id, old, entry, affected)
+        self._index.remove(node_id, old.role, old.addresses)
+        self._index.add(node_id, entry.role, entry.addresses)
         if record is not None:
-            self._records[node_id] = record
-        elif node_id in self._records:
-            del self._records[node_id], self._entries[node_id]
+            self._records[node_id], self._entries[node_id] = record, entry
+            return
+        self._records.pop(node_id, None)
+        self._entries.pop(node_id, None)
+        if affected is not None:
             affected.pop(node_id, None)  # it has no map any more
 
     def _admit(self, record: NodeRecord) -> tuple[Entry, BadRecordError | None]:
@@ -176,21 +188,17 @@ class MeshState:
             return entry.isolated(), fault
         return entry, None
 
-    def _retry(self, affected: Affected) -> None:
+    def _retry(self, affected: Affected | None) -> None:
         """What was held by another node may be free now."""
         for node_id in [node_id for node_id, fault in self._left_out.items() if isinstance(fault, ConflictError)]:
             self._set(node_id, self._records[node_id], affected)
 
-    def _move(self, node_id: NodeId, old: Entry, new: Entry, affected: Affected) -> None:
-        if new != old:
-            elements = _element_changes(old, new)
-            self._touch_others(node_id, old, new, elements, affected)
-            mine = self._touched_self(node_id, old, new, elements)
-            if not mine.is_empty():
-                affected.setdefault(node_id, Dirty()).merge(mine)
-            self._index.remove(node_id, old.role, old.addresses)
-            self._index.add(node_id, new.role, new.addresses)
-        self._entries[node_id] = new
+    def _touch(self, node_id: NodeId, old: Entry, new: Entry, affected: Affected) -> None:
+        elements = _element_changes(old, new)
+        self._touch_others(node_id, old, new, elements, affected)
+        mine = self._touched_self(node_id, old, new, elements)
+        if not mine.is_empty():
+            affected.setdefault(node_id, Dirty()).merge(mine)
 
     def _touch_others(
         self, node_id: NodeId, old: Entry, new: Entry, elements: Mapping[str, frozenset[str]], affected: Affected
@@ -223,9 +231,9 @@ class MeshState:
 
     def _recompile(self, now: float, affected: Affected) -> None:
         """Put the document, as of `now`, in force. Looks at every node, but touches only those whose map differs."""
-        self.next_expiry = self._document.next_expiry(now)
+        self.next_expiry = self.document.next_expiry(now)
         old = Layout(self._policy, self._index, {node_id: entry.role for node_id, entry in self._entries.items()})
-        self._policy = compile_policy(self._document.at(now))
+        self._policy = compile_policy(self.document.at(now))
         self._index = Index()
         for node_id, entry in self._entries.items():
             if entry.peer is not None:

@@ -113,6 +113,13 @@ class PolicyTable:
         row = await self._unit.session.scalar(select(PolicyRow).order_by(PolicyRow.revision.desc()).limit(1))
         return StoredPolicy(row.revision, row.text, row.applied, row.actor) if row else None
 
+    async def page(self, *, before: int | None, limit: int) -> list[StoredPolicy]:
+        """At most `limit` documents, newest first, from before revision `before`."""
+        query = select(PolicyRow).order_by(PolicyRow.revision.desc()).limit(limit)
+        if before is not None:
+            query = query.where(PolicyRow.revision < before)
+        return [StoredPolicy(r.revision, r.text, r.applied, r.actor) for r in await self._unit.session.scalars(query)]
+
     async def apply(self, text: str, *, actor: str, now: datetime) -> StoredPolicy:
         """Put a document in force. Earlier ones stay in the table."""
         revision = self._unit.writing()

@@ -1,0 +1,88 @@
+"""Why a flow passes or not: the grants that allow it, by the document, and what each of its two hosts has of them.
+
+The answer comes from the mesh in memory, where the document and the maps are of the same moment; no SQL here.
+"""
+
+from datetime import UTC, datetime
+
+from controller.mesh.hub import Hub
+from controller.policy.document import Grant
+from controller.policy.model import Member, allowing_grants
+from controller.policy.ports import parse_ports
+from controller.problems import Kind, Refused
+from controller.records import NodeRecord
+from controller.wire.netmap import Protocol
+from controller.wire.rest import ExplainedGrant, ExplainedHost, Explanation
+from controller.wire.rules import Flow, allowing
+
+__all__ = ["explain"]
+
+
+def explain(hub: Hub, source: str, destination: str, flow: str, now: datetime) -> Explanation:
+    """May `source` open `flow` (`tcp:443`, `udp:53`, `icmp`) to `destination`? Nodes by name or id.
+
+    Raises Refused: NOT_FOUND for a node that does not exist, INVALID for a port that does not, or one node twice.
+    """
+    protocol, port = _service(flow)
+    one, other = _node(hub, source), _node(hub, destination)
+    if one is other:
+        raise Refused(Kind.INVALID, f"{one.name!r} is on both sides, and a node's traffic with itself is not filtered")
+    revision, document = hub.policy()
+    grants: list[Grant] = []
+    if one.state == other.state == "active":
+        grants = allowing_grants(document, _member(one), _member(other), protocol, port, now=now.timestamp())
+    outward = [Flow(direction="out", peer=address, protocol=protocol, port=port) for address in other.addresses]
+    inward = [Flow(direction="in", peer=address, protocol=protocol, port=port) for address in one.addresses]
+    return Explanation(
+        source=_host(hub, one, outward, now),
+        destination=_host(hub, other, inward, now),
+        flow=flow,
+        allowed=bool(grants),
+        grants=tuple(_explained(grant) for grant in grants),
+        policy_revision=revision,
+    )
+
+
+def _service(text: str) -> tuple[Protocol, int | None]:
+    kind, _, ports = text.partition(":")
+    if kind == "icmp":
+        return "icmp", None
+    try:
+        low, _ = parse_ports(ports)
+    except ValueError as error:
+        raise Refused(Kind.INVALID, f"query.port: {error}") from error
+    return "tcp" if kind == "tcp" else "udp", low
+
+
+def _node(hub: Hub, reference: str) -> NodeRecord:
+    record = hub.find(reference)
+    if record is None:
+        raise Refused(Kind.NOT_FOUND, f"no node is named {reference!r} or has that id: `GET /nodes` lists them")
+    return record
+
+
+def _member(record: NodeRecord) -> Member:
+    return Member(record.name, record.tags, record.addresses)
+
+
+def _host(hub: Hub, host: NodeRecord, flows: list[Flow], now: datetime) -> ExplainedHost:
+    presence, netmap = hub.presence(host.id), hub.netmap(host.id)
+    return ExplainedHost(
+        name=host.name,
+        state=host.state,
+        online=presence.online,
+        in_force=presence.in_force,
+        current=presence.online and not presence.behind,
+        allows=netmap is not None and bool(flows) and all(allowing(netmap, flow, now.timestamp()) for flow in flows),
+        error=presence.error,
+    )
+
+
+def _explained(grant: Grant) -> ExplainedGrant:
+    return ExplainedGrant(
+        id=grant.id,
+        line=grant.place.line,
+        column=grant.place.column,
+        note=grant.note,
+        expires=None if grant.expires is None else datetime.fromtimestamp(grant.expires, UTC),
+    )
