@@ -143,6 +143,35 @@ def test_a_packet_to_the_mesh_does_not_leave_by_another_link(guarded: Guarded, s
 
 
 @both_families
+def test_another_tables_rewriting_does_not_send_a_packet_to_the_mesh_by_another_link(
+    guarded: Guarded, six: bool
+) -> None:
+    guarded.apply(netmap(guarded.member, SENDER, rules=everything()))
+    guarded.host.machine.sysctl("net.ipv6.conf.all.forwarding" if six else "net.ipv4.ip_forward", 1)
+    port = guarded.host.ports[1]
+    own, stranger, theirs, prefix, word = (
+        (port.address6, guarded.stranger.address6, f"[{SENDER.address6}]", MESH.prefix6, "ip6")
+        if six
+        else (port.address, guarded.stranger.address, SENDER.address, MESH.prefix4, "ip")
+    )
+    guarded.host.run("ip", "link", "set", "wardmesh0", "down")
+    guarded.host.run("ip", "route", "add", prefix, "via", stranger)
+    guarded.host.nft(
+        f"""
+        table inet containers {{
+          chain prerouting {{
+            type nat hook prerouting priority dstnat
+            udp dport 443 dnat {word} to {theirs}:443
+          }}
+        }}
+        """
+    )
+    with guarded.stranger.socket(family(own), socket.SOCK_DGRAM) as client:
+        client.sendto(b"in clear", (own, 443))
+    eventually(lambda: guarded.counters()["denied/leaked"] == 1)
+
+
+@both_families
 def test_an_address_of_the_host_that_is_not_the_meshs_is_out_of_reach(guarded: Guarded, six: bool) -> None:
     guarded.apply(netmap(guarded.member, SENDER, rules=everything()))
     theirs, own = pairs(guarded)[six]
