@@ -14,12 +14,16 @@ from controller.wire.netmap import Netmap, Peer, SelfNode
 from .apply import Applier
 from .config import Config
 from .control import Control
+from .denied import DeniedFlow, DeniedLog
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
 from .host import agent_version, endpoints
 from .local_api import (
     Answer,
     ControllerStatus,
+    Denial,
+    Denied,
+    DeniedRequest,
     Diff,
     DiffRequest,
     Identity,
@@ -58,6 +62,7 @@ class Parts:
     control: Control
     key: TunnelKey
     own: OwnAddresses
+    denied: DeniedLog
     notices: tuple[str, ...]
     started: datetime
     leave: Callable[[bool], Awaitable[Left]]  # takes `force`
@@ -75,14 +80,18 @@ async def answer(parts: Parts, request: Request) -> Answer:
                 return _identity(parts, request.address)
             case DiffRequest():
                 return await _diff(parts)
-            case RotateKeyRequest():
-                return await _rotate(parts)
-            case LeaveRequest():
-                return await parts.leave(request.force)
+            case DeniedRequest():
+                return Denied(denied=tuple(map(_denial, parts.denied.listed())))
+            case RotateKeyRequest() | LeaveRequest():
+                return await _change(parts, request)
             case _:
                 assert_never(request)
     except KernelError as error:
         raise AgentError(str(error)) from error
+
+
+async def _change(parts: Parts, request: RotateKeyRequest | LeaveRequest) -> Answer:
+    return await (_rotate(parts) if isinstance(request, RotateKeyRequest) else parts.leave(request.force))
 
 
 async def _status(parts: Parts) -> Status:
@@ -169,6 +178,21 @@ def _peer(peer: Peer, observed: Observed) -> PeerStatus:
         received=there.rx_bytes if there else 0,
         sent=there.tx_bytes if there else 0,
         applied=there is not None,
+    )
+
+
+def _denial(found: DeniedFlow) -> Denial:
+    minute, flow = datetime.fromtimestamp(found.minute, UTC), found.flow
+    if flow is None:
+        return Denial(minute=minute, packets=found.packets)
+    return Denial(
+        minute=minute,
+        direction=flow.direction,
+        source=flow.source,
+        destination=flow.destination,
+        protocol=flow.protocol,
+        port=flow.port,
+        packets=found.packets,
     )
 
 

@@ -6,6 +6,7 @@ then carries no tables, and `agentd status` waits for no netlink library.
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,8 @@ from .config import Config
 from .errors import AgentError
 from .host import agent_version
 from .local_api import (
+    Denied,
+    DeniedRequest,
     Diff,
     DiffRequest,
     Identity,
@@ -37,6 +40,9 @@ from .model import KernelError
 from .state import StateDir
 
 __all__ = ["app", "run_command"]
+
+
+_FOLLOW_EVERY = 1.0  # seconds
 
 
 def _examples(*lines: str) -> str:
@@ -217,6 +223,29 @@ def whois(
         typer.echo(answer.model_dump_json(indent=2))
     else:
         show.identity(answer)
+
+
+@app.command(epilog=_examples("agentd denied", "agentd denied --follow", "agentd denied --json"))
+def denied(
+    context: typer.Context,
+    json: Annotated[bool, typer.Option("--json", help="Machine-readable; with --follow, one object a line.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on with what is denied from now on.")] = False,
+) -> None:
+    """List the flows that this host denied in the last hour, by minute; `agentd status` has the exact counts."""
+    from . import show  # noqa: PLC0415  # see above
+
+    config: Config = context.obj.load()
+    answer = ask(config.socket, DeniedRequest(), Denied)
+    if not follow:
+        typer.echo(answer.model_dump_json(indent=2) if json else show.denied(answer.denied))
+        return
+    while True:
+        time.sleep(_FOLLOW_EVERY)
+        before, answer = set(answer.denied), ask(config.socket, DeniedRequest(), Denied)
+        for denial in answer.denied:
+            if denial not in before:
+                typer.echo(denial.model_dump_json() if json else show.denial(denial))
+        sys.stdout.flush()
 
 
 @app.command("rotate-key", epilog=_examples("sudo agentd rotate-key"))

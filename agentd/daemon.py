@@ -6,6 +6,7 @@ A stopped daemon leaves the tunnel as it is: only `leave` removes it. Knows of t
 import asyncio
 import logging
 import signal
+import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .answers import Parts, answer
 from .apply import Applier, Outcome
 from .config import Config
 from .control import Control
+from .denied import DeniedLog
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
 from .host import report
@@ -113,7 +115,8 @@ class _Daemon:
         self._config, self._state, self._node, self._kernel, self._own = config, state, member.node, kernel, own
         self._applier = Applier(kernel, state, on_outcome=self._on_outcome)
         self._key = TunnelKey(member.key, state, kernel, self._applier)
-        notices = self._load_map()
+        self._denied = DeniedLog()
+        notices = self._load_map() + self._hear_denied()
         self._control = Control(state, self._node, self._applier, self._report)
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._parts = Parts(
@@ -125,6 +128,7 @@ class _Daemon:
             control=self._control,
             key=self._key,
             own=own,
+            denied=self._denied,
             notices=tuple(notices),
             started=datetime.now(UTC),
             leave=self._leave,
@@ -155,6 +159,15 @@ class _Daemon:
         if notice is not None:
             log.error("%s", notice)
         return [notice] if notice else []
+
+    def _hear_denied(self) -> list[str]:
+        """Listen to denied packets; without, everything else works: returns what `agentd status` must say then."""
+        try:
+            self._kernel.hear_denied(lambda flow: self._denied.add(flow, time.time()))
+        except KernelError as error:
+            log.warning("%s", error)
+            return [f"denied packets are counted but not listed: {error}"]
+        return []
 
     def _report(self) -> HostReport:
         return report(

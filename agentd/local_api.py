@@ -17,6 +17,9 @@ __all__ = [
     "PRIVILEGED",
     "Answer",
     "ControllerStatus",
+    "Denial",
+    "Denied",
+    "DeniedRequest",
     "Diff",
     "DiffRequest",
     "Failure",
@@ -64,6 +67,12 @@ class DiffRequest(Message):
     request: Literal["diff"] = "diff"
 
 
+class DeniedRequest(Message):
+    """Which packets were denied in the last hour?"""
+
+    request: Literal["denied"] = "denied"
+
+
 class RotateKeyRequest(Message):
     """Replace the WireGuard key."""
 
@@ -78,7 +87,7 @@ class LeaveRequest(Message):
 
 
 Request = Annotated[
-    StatusRequest | PeersRequest | WhoisRequest | DiffRequest | RotateKeyRequest | LeaveRequest,
+    StatusRequest | PeersRequest | WhoisRequest | DiffRequest | DeniedRequest | RotateKeyRequest | LeaveRequest,
     Field(discriminator="request"),
 ]
 # For root and the daemon's own user; the others are for whoever may open the socket.
@@ -182,6 +191,25 @@ class Diff(Message):
     operations: tuple[str, ...]
 
 
+class Denial(Message):
+    """Denied packets of one flow in the minute that began at `minute`; no flow: those that were too many to list."""
+
+    minute: datetime
+    direction: str | None = None
+    source: Address | None = None
+    destination: Address | None = None
+    protocol: str | None = None
+    port: int | None = None
+    packets: int = Field(description="that were logged; the table logs at most 5 a second of each address")
+
+
+class Denied(Message):
+    """The answer to DeniedRequest: oldest minute first."""
+
+    answer: Literal["denied"] = "denied"
+    denied: tuple[Denial, ...]
+
+
 class Rotated(Message):
     """The answer to RotateKeyRequest."""
 
@@ -204,7 +232,7 @@ class Failure(Message):
     error: str
 
 
-Answer = Annotated[Status | Peers | Identity | Diff | Rotated | Left | Failure, Field(discriminator="answer")]
+Answer = Annotated[Status | Peers | Identity | Diff | Denied | Rotated | Left | Failure, Field(discriminator="answer")]
 
 request_type: TypeAdapter[Request] = TypeAdapter(Request)
 answer_type: TypeAdapter[Answer] = TypeAdapter(Answer)

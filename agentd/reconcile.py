@@ -6,7 +6,7 @@ The only caller of `agentd.kernel`. Knows nothing of the controller, of files, o
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
@@ -16,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from controller.wire.netmap import Netmap
 
+from .denied import Flow
+from .kernel.denials import DenialLog
 from .kernel.device import Device
 from .kernel.errors import refused
 from .kernel.events import Hint, Watch
@@ -72,6 +74,7 @@ class Reconciler:
         self._in_force: _InForce | None = None
         self._hints: dict[str, Endpoint | None] = {}
         self._opened: _Opened | None = None
+        self._denials: DenialLog | None = None
 
     # --- life ---
 
@@ -98,9 +101,16 @@ class Reconciler:
 
     async def close(self) -> None:
         """Close the sockets; what is in the kernel stays and goes on working."""
+        if self._denials is not None:
+            self._denials.close()
+            self._denials = None
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+
+    def hear_denied(self, heard: Callable[[Flow], None]) -> None:
+        """From now on, call `heard` for each denied packet that the table logs. Raises KernelError."""
+        self._denials = DenialLog(heard)
 
     @property
     def backend(self) -> BackendName:

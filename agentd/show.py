@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .local_api import Diff, Identity, PeerStatus, Status
+from .local_api import Denial, Diff, Identity, PeerStatus, Status
 
-__all__ = ["diff", "identity", "is_well", "peers", "status"]
+__all__ = ["denial", "denied", "diff", "identity", "is_well", "peers", "status"]
 
 
 def is_well(answer: Status) -> bool:
@@ -53,6 +53,20 @@ def identity(answer: Identity) -> None:
 def diff(answer: Diff) -> str:
     """One operation a line, or a sentence."""
     return "\n".join(answer.operations) or "nothing: the kernel is as it should be"
+
+
+def denied(listed: tuple[Denial, ...]) -> str:
+    """One flow and minute a line, or a sentence."""
+    return "\n".join(map(denial, listed)) or "nothing was denied in the last hour"
+
+
+def denial(one: Denial) -> str:
+    """Minute, packets so far in it, and what was denied."""
+    when = f"{_moment(one.minute)}  {one.packets:>5} packets"
+    if one.source is None:
+        return f"{when}  of further flows, too many to list"
+    port = f":{one.port}" if one.port is not None else ""
+    return f"{when}  {one.direction:<7}  {one.source} -> {one.destination}  {one.protocol}{port}"
 
 
 def _facts(answer: Status) -> list[tuple[str, Text | str]]:

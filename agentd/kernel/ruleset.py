@@ -23,9 +23,19 @@ from agentd.model import Chain, Container, LinkSettings, Ruleset
 from controller.wire.base import Address
 from controller.wire.netmap import Direction, Netmap, PortRange, Protocol, Rule
 
-__all__ = ["LOG_GROUP", "compile_ruleset", "elements_of", "identifier", "live_rules", "named_sets", "profile_name"]
+__all__ = [
+    "LOG_GROUP",
+    "LOG_PREFIX",
+    "compile_ruleset",
+    "elements_of",
+    "identifier",
+    "live_rules",
+    "named_sets",
+    "profile_name",
+]
 
 LOG_GROUP: Final = 51820  # NFLOG group that denied packets go to
+LOG_PREFIX: Final = "wardmesh denied "  # and the direction
 _LOG: Final = f"log group {LOG_GROUP} prefix"
 _LONGEST: Final = 120  # kernel names have 255 bytes; two of ours and a prefix must fit where names are joined
 _PLAIN: Final = re.compile(r"[a-z0-9-]")
@@ -342,7 +352,7 @@ def _judge_all(field: str, direction: str) -> Iterable[str]:
 
 def _deny(name: str, field: str, *before: str) -> Chain:
     limit = "limit rate 5/second burst 10 packets"
-    prefix = f'"wardmesh denied {name}"'
+    prefix = f'"{LOG_PREFIX}{name}"'
     return Chain(
         rules=(
             *before,
