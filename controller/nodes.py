@@ -29,7 +29,7 @@ _TRANSITIONS: Final[dict[tuple[NodeState, NodeState], Action]] = {
     ("active", "disabled"): Action.NODE_DISABLE,
     ("disabled", "active"): Action.NODE_ENABLE,
 }
-_PRESENCE_STEP: Final = timedelta(minutes=1)  # how coarsely the database knows when a node was last seen
+_PRESENCE_STEP: Final = timedelta(minutes=5)  # how coarsely the database knows when a node was last seen
 
 
 class Nodes:
@@ -112,16 +112,17 @@ class Nodes:
             await tx.nodes.save(changed)
             tx.record(old=_where(node), new=_where(changed))
 
-    async def note_presence(self) -> None:
-        """Write down when nodes were last seen, for those whose time has moved by a minute or more."""
+    async def note_presence(self, now: datetime) -> None:
+        """Write down when nodes were last seen: now, if connected. Times that have moved by less than a step wait."""
         async with self._store.read() as tables:
             known = await tables.nodes.ids("agent")
         seen: list[Seen] = []
         for node_id in known:
             presence = self._hub.presence(node_id)
+            last_seen = now if presence.online else presence.last_seen
             noted = self._noted.get(node_id)
-            if presence.last_seen and (noted is None or presence.last_seen - noted >= _PRESENCE_STEP):
-                seen.append((node_id, presence.last_seen, presence.agent_version, presence.backend))
+            if last_seen and (noted is None or last_seen - noted >= _PRESENCE_STEP):
+                seen.append((node_id, last_seen, presence.agent_version, presence.backend))
         if seen:
             await self._store.note_presence(seen)
         self._noted = {node_id: self._noted[node_id] for node_id in known if node_id in self._noted}

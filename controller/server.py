@@ -76,6 +76,7 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         tls = _tls(settings, foundation, url, state, now)
         context = await _wire(settings, foundation, FirstContact(url=url.rstrip("/"), ca=tls.trust.join), tls, now)
         token = await context.tokens.bootstrap()
+        stack.push_async_callback(_note_last_presence, context)
         stack.push_async_callback(context.hub.close)
         server = _Server(_config(settings, context, tls), context.hub)
         await stack.enter_async_context(_serving(server, listening))
@@ -171,13 +172,21 @@ def _default_url(settings: Settings, port: int) -> str:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
+async def _note_last_presence(context: Context) -> None:
+    """What memory knows of the hosts' connections is lost with the process."""
+    try:
+        await context.nodes.note_presence(context.now())
+    except StoreError as error:
+        _log.error("when nodes were last seen could not be written down: %s", error)
+
+
 async def _tidy(settings: Settings, context: Context) -> None:
     """Write down who was seen and remove ephemeral nodes that stayed away, once a minute."""
     since = context.now()
     while True:
         await asyncio.sleep(_TIDY_EVERY)
         try:
-            await context.nodes.note_presence()
+            await context.nodes.note_presence(context.now())
             expired = await context.nodes.expire(now=context.now(), since=since, after=settings.ephemeral_after)
             if expired:
                 _log.info("removed ephemeral nodes that stayed away: %s", ", ".join(expired))

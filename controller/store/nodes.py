@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controller.store.models import NodeRow, NodeTagRow, PresenceRow
@@ -13,7 +13,9 @@ from controller.store.values import NodeFilter, StoredNode
 from controller.wire.base import NodeName, PublicKey
 from controller.wire.netmap import NodeId
 
-__all__ = ["NodeTable"]
+__all__ = ["NodeTable", "write_presence"]
+
+T = TypeVar("T")
 
 _LABEL_LENGTH = 63  # RFC 1035 section 2.3.4
 _BATCH = 500  # below the number of bound parameters that every SQLite build takes
@@ -177,15 +179,21 @@ class NodeTable:
 
 async def write_presence(session: AsyncSession, seen: Sequence[tuple[NodeId, datetime, str | None, Any]]) -> None:
     """Note when each node was last seen, and with which agent and backend. Nodes that are gone are skipped."""
-    for ids in _batches([node_id for node_id, *_ in seen]):
-        present = set(await session.scalars(select(NodeRow.id).where(NodeRow.id.in_(ids))))
-        for node_id, last_seen, version, backend in seen:
-            if node_id in present:
-                await session.merge(
-                    PresenceRow(node_id=node_id, last_seen=last_seen, agent_version=version, backend=backend)
-                )
-    await session.flush()
+    for batch in _batches(seen):
+        ids = [node_id for node_id, *_ in batch]
+        nodes = set(await session.scalars(select(NodeRow.id).where(NodeRow.id.in_(ids))))
+        noted = set(await session.scalars(select(PresenceRow.node_id).where(PresenceRow.node_id.in_(ids))))
+        rows = [
+            {"node_id": node_id, "last_seen": last_seen, "agent_version": version, "backend": backend}
+            for node_id, last_seen, version, backend in batch
+            if node_id in nodes
+        ]
+        # Both are one statement for many rows, and neither runs without any.
+        if new := [row for row in rows if row["node_id"] not in noted]:
+            await session.execute(insert(PresenceRow), new)
+        if known := [row for row in rows if row["node_id"] in noted]:
+            await session.execute(update(PresenceRow), known)
 
 
-def _batches(ids: Sequence[NodeId]) -> Iterable[Sequence[NodeId]]:
-    return (ids[start : start + _BATCH] for start in range(0, len(ids), _BATCH))
+def _batches(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))

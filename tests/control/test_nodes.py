@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import pytest
 from wireguard_tools import WireguardConfig
 
 from controller.problems import Kind, Refused
-from controller.server import Running
+from controller.server import Running, running
+from controller.settings import Settings
 from controller.wire.stream import HostReport
 
 from .hosts import Host, new_key, new_node, wireguard_key
 from .support import Client, MovableClock
+from .test_stream import agent
 
 ALLOW_ALL = 'grants:\n  - {from: "*", to: "*", ip: "*"}\n'
 
@@ -331,13 +333,54 @@ class TestListing:
             items = (await admin.get("/nodes", params=params)).json()["items"]
             assert [node["name"] for node in items] == names
 
-    async def test_last_seen_survives_a_restart(self, admin: Client, anyone: Client, controller: Running) -> None:
+
+class TestPresence:
+    async def test_what_was_known_of_a_host_survives_a_restart(
+        self, settings: Settings, clock: MovableClock, tmp_path: Path
+    ) -> None:
+        async with running(settings, clock) as first:
+            token = first.first_token
+            async with Client(first, token=token) as admin, Client(first) as anyone:
+                host = await new_node(admin, anyone, "web")
+                async with agent(first, host, tmp_path) as stream:
+                    await stream.hello(agent_version="1.2.3", backend="userspace")
+        stopped = clock()
+        async with running(settings, clock) as second, Client(second, token=token) as admin:
+            node = (await admin.get(f"/nodes/{host.enrolled.node_id}")).json()
+        assert (node["online"], node["agent_version"], node["backend"]) == (False, "1.2.3", "userspace")
+        assert abs(datetime.fromisoformat(node["last_seen"]) - stopped) < timedelta(minutes=1)
+
+    async def test_is_written_down_coarsely(
+        self, admin: Client, anyone: Client, controller: Running, clock: MovableClock, tmp_path: Path
+    ) -> None:
         host = await new_node(admin, anyone, "web")
-        seen = controller.context.now() - timedelta(minutes=5)
-        await controller.context.store.note_presence([(host.enrolled.node_id, seen, "1.2.3", "kernel")])
-        node = (await admin.get(f"/nodes/{host.enrolled.node_id}")).json()
-        assert (node["agent_version"], node["backend"], node["online"]) == ("1.2.3", "kernel", False)
-        assert node["last_seen"] is not None
+        nodes = controller.context.nodes
+
+        async def noted() -> datetime | None:
+            await nodes.note_presence(clock())
+            return (await nodes.stored(host.enrolled.node_id)).last_seen
+
+        assert await noted() is None
+        async with agent(controller, host, tmp_path) as stream:
+            await stream.hello()
+            first = await noted()
+            clock.advance(minutes=4)
+            assert await noted() == first
+            clock.advance(minutes=2)
+            assert await noted() > first
+        revision = (await admin.get("/status")).json()["revision"]
+        assert revision == (await nodes.stored(host.enrolled.node_id)).revision  # seeing a host changes nothing
+
+    async def test_a_connected_ephemeral_node_stays(
+        self, admin: Client, anyone: Client, controller: Running, clock: MovableClock, tmp_path: Path
+    ) -> None:
+        started = clock()
+        host = await new_node(admin, anyone, "web", ephemeral=True)
+        async with agent(controller, host, tmp_path) as stream:
+            await stream.hello()
+            clock.advance(days=2)
+            nodes = controller.context.nodes
+            assert await nodes.expire(now=clock(), since=started, after=timedelta(minutes=30)) == []
 
 
 async def test_a_disabled_nodes_peers_lose_it(admin: Client, anyone: Client, controller: Running) -> None:

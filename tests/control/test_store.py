@@ -398,6 +398,24 @@ class TestAddresses:
         assert all("SEARCH addresses" in plan for plan in plans), plans
 
 
+class TestPresence:
+    async def test_is_replaced_and_forgotten_with_its_node(self, store: Store, clock: MovableClock) -> None:
+        nodes = [await add_node(store, name) for name in "ab"]
+        before = clock()
+        await store.note_presence([(nodes[0].id, before, "1", "kernel"), ("gone", before, "1", "kernel")])
+        clock.advance(minutes=5)
+        await store.note_presence([(node.id, clock(), "2", None) for node in nodes])
+        async with store.read() as tables:
+            a, b = [await tables.nodes.get(node.id) for node in nodes]
+            assert await tables.ledger.revision() == 3
+        assert (a.agent_version, a.backend, b.agent_version) == ("2", None, "2")
+        assert before < a.last_seen <= clock()
+        await remove_node(store, nodes[0])
+        again = await add_node(store, "a")
+        async with store.read() as tables:
+            assert (await tables.nodes.get(again.id)).last_seen is None
+
+
 class TestKeys:
     async def test_redeeming_is_atomic_across_processes(self, store: Store, database_url: str) -> None:
         created = await Keys(store, FirstContact("https://h", "system")).create("t", EnrolmentKeyCreate(uses=5))
