@@ -24,12 +24,14 @@ from controller.wire.rest import (
     EnrolmentKey,
     EnrolmentKeyCreate,
     EnrolmentKeyCreated,
+    Explanation,
     Health,
     MeshStatus,
     Node,
     NodePatch,
     Page,
     PeerConfig,
+    PolicyDifference,
     PolicyDocument,
     PolicyReport,
     PolicyWrite,
@@ -45,6 +47,7 @@ __all__ = ["RestClient", "Tagged"]
 M = TypeVar("M", bound=BaseModel)
 
 _PAGE: Final = 500  # the API's largest page
+_PAGE_OF_POLICIES: Final = 20  # which are large
 _ATTEMPTS: Final = 3
 _PAUSE: Final = 0.2  # seconds before the second attempt; doubles
 _EDIT_ATTEMPTS: Final = 5
@@ -185,6 +188,19 @@ class RestClient:
         """POST /policy/check; changes nothing."""
         return self._read(PolicyReport, self._post("policy/check", policy))
 
+    def diff_policy(self, policy: PolicyWrite) -> PolicyDifference:
+        """POST /policy/diff; changes nothing."""
+        return self._read(PolicyDifference, self._post("policy/diff", policy))
+
+    def policies(self) -> Iterator[PolicyDocument]:
+        """GET /policy/history, newest first, page by page as they are consumed."""
+        return self._pages(PolicyDocument, "policy/history", {}, size=_PAGE_OF_POLICIES)
+
+    def explain(self, source: str, destination: str, port: str) -> Explanation:
+        """GET /policy/explain. Nodes by name or id; `port` is `tcp:443`, `udp:53` or `icmp`."""
+        params = {"from": source, "to": destination, "port": port}
+        return self._read(Explanation, self._send("GET", "policy/explain", params=params))
+
     # Audit
 
     def audit(
@@ -209,8 +225,8 @@ class RestClient:
 
     # HTTP
 
-    def _pages(self, model: type[M], path: str, query: dict[str, str | None]) -> Iterator[M]:
-        params = {key: value for key, value in query.items() if value is not None} | {"limit": str(_PAGE)}
+    def _pages(self, model: type[M], path: str, query: dict[str, str | None], size: int = _PAGE) -> Iterator[M]:
+        params = {key: value for key, value in query.items() if value is not None} | {"limit": str(size)}
         while True:
             page = self._read(Page[model], self._send("GET", path, params=params))  # type: ignore[valid-type]  # mypy cannot see a class in a variable
             yield from page.items

@@ -1,5 +1,9 @@
-"""policy: show, check, apply. The document is text that belongs in version control; these commands carry it."""
+"""policy: show, check, diff, apply, roll back, explain.
 
+The document is text that belongs in version control; these commands carry it.
+"""
+
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +11,17 @@ import typer
 
 from controller.client.errors import ClientError, InputError, RefusedError
 from controller.client.files import read_text
-from controller.client.output import note, plain, print_json, print_line, when
+from controller.client.output import detail, note, plain, print_json, print_line, table, when
 from controller.client.session import connect
-from controller.wire.rest import PolicyFinding, PolicyReport, PolicyWrite, Problem
+from controller.wire.rest import (
+    ExplainedGrant,
+    ExplainedHost,
+    PolicyDocument,
+    PolicyFinding,
+    PolicyReport,
+    PolicyWrite,
+    Problem,
+)
 
 from .options import FileArgument, JsonFlag, build, examples, group
 
@@ -19,7 +31,9 @@ app = group(
     "Who may reach what. Without a policy, nothing is allowed.",
     "wardmesh policy show > policy.yaml",
     "wardmesh policy check policy.yaml",
+    "wardmesh policy diff policy.yaml",
     "wardmesh policy apply policy.yaml",
+    "wardmesh policy explain --from web1 --to db1 --port tcp:5432",
 )
 
 
@@ -78,13 +92,161 @@ def apply(
             try:
                 applied, changed = controller.put_policy(document, current.etag), True
             except RefusedError as error:
-                raise RefusedError(_placed(error.problem, file)) from error
+                raise RefusedError(_placed(error.problem, _name(file))) from error
     if json:
         print_json(applied)
     elif changed:
         note(f"Policy revision {applied.revision} is in force.")
     else:
         note(f"That is already the policy in force, revision {applied.revision}: nothing changed.")
+
+
+@app.command(
+    epilog=examples(
+        "wardmesh policy diff policy.yaml", "wardmesh policy show | sed s/443/8443/ | wardmesh policy diff -"
+    )
+)
+def diff(file: FileArgument, json: JsonFlag = False) -> None:
+    """Show which nodes would gain or lose what access to which others; changes nothing."""
+    document = _read(file)
+    with connect() as controller:
+        try:
+            found = controller.diff_policy(document)
+        except RefusedError as error:
+            raise RefusedError(_placed(error.problem, _name(file))) from error
+    if json:
+        print_json(found)
+        return
+    table(
+        ("FROM", "TO", "GAINS", "LOSES"),
+        (
+            (change.source, change.destination, " ".join(change.gained) or "-", " ".join(change.lost) or "-")
+            for change in found.changes
+        ),
+        empty="No access changes between the nodes that are active now.",
+    )
+    if found.pairs > len(found.changes):
+        note(f"These are the first {len(found.changes)} of {found.pairs} pairs of nodes.")
+
+
+@app.command(epilog=examples("wardmesh policy history", "wardmesh policy history --limit 1 --json"))
+def history(
+    limit: Annotated[int, typer.Option(min=1, help="How many documents, newest first.")] = 20,
+    json: JsonFlag = False,
+) -> None:
+    """List the policies that were applied, newest first; the first is in force. With --json, their texts, too."""
+    with connect() as controller:
+        documents = list(islice(controller.policies(), limit))
+    if json:
+        print_json(documents)
+        return
+    table(
+        ("REVISION", "APPLIED", "ACTOR", "LINES"),
+        (
+            (str(one.revision), when(one.applied), plain(one.actor or "-"), str(len(one.text.splitlines())))
+            for one in documents
+        ),
+        empty="No policy was ever applied. `wardmesh policy apply FILE` sets one.",
+    )
+
+
+@app.command(epilog=examples("wardmesh policy rollback 17"))
+def rollback(
+    revision: Annotated[int, typer.Argument(metavar="REVISION", min=1, help="One of `wardmesh policy history`.")],
+    json: JsonFlag = False,
+) -> None:
+    """Put an earlier document in force again, as a new revision. It is checked like any other."""
+    with connect() as controller:
+        current = controller.policy()
+        newer = takewhile(lambda one: one.revision >= revision, controller.policies())
+        found = next((one for one in newer if one.revision == revision), None)
+        if found is None:
+            raise ClientError(_unknown(revision))
+        if current.value.text == found.text:
+            applied, said = current.value, f"That is already the policy in force, revision {current.value.revision}."
+        else:
+            wanted = build(lambda: PolicyWrite(text=found.text))
+            try:
+                pairs = controller.diff_policy(wanted).pairs
+                applied = controller.put_policy(wanted, current.etag)
+            except RefusedError as error:
+                raise RefusedError(_placed(error.problem, f"revision {revision}")) from error
+            said = _rolled_back(revision, current.value, applied, pairs)
+    if json:
+        print_json(applied)
+    else:
+        note(said)
+
+
+@app.command(
+    epilog=examples(
+        "wardmesh policy explain --from web1 --to db1 --port tcp:5432",
+        "wardmesh policy explain --from web1 --to db1 --port icmp --json",
+    )
+)
+def explain(
+    source: Annotated[str, typer.Option("--from", metavar="NODE", help="Who opens the flow: a node's name or id.")],
+    destination: Annotated[str, typer.Option("--to", metavar="NODE", help="To whom: a node's name or id.")],
+    port: Annotated[str, typer.Option(metavar="FLOW", help="tcp:PORT, udp:PORT or icmp.")],
+    json: JsonFlag = False,
+) -> None:
+    """Say whether one node may open a flow to another, by which grants, and what both have in force.
+
+    Exit code 1 when the policy denies it.
+    """
+    with connect() as controller:
+        found = controller.explain(source, destination, port)
+    if json:
+        print_json(found)
+    else:
+        verdict = "allowed" if found.allowed else "denied: no grant names it"
+        policy = f"revision {found.policy_revision}" if found.policy_revision else "none: nothing is allowed"
+        detail(
+            (
+                (f"{found.source.name} -> {found.destination.name} {found.flow}", verdict),
+                ("policy", policy),
+                *((f"grant {grant.id}", _grant(grant)) for grant in found.grants),
+                (f"at {found.source.name}, going out", _in_force(found.source)),
+                (f"at {found.destination.name}, coming in", _in_force(found.destination)),
+            )
+        )
+    if not found.allowed:
+        raise typer.Exit(1)
+
+
+def _grant(grant: ExplainedGrant) -> str:
+    until = f", until {when(grant.expires)}" if grant.expires else ""
+    return f"line {grant.line}, column {grant.column}{until}{': ' if grant.note else ''}{plain(grant.note)}"
+
+
+def _in_force(host: ExplainedHost) -> str:
+    """What the host should do by its newest map, and whether it has that map."""
+    verdict = "allowed" if host.allows else "denied"
+    if host.state != "active":
+        return f"{verdict}; the node is {host.state}"
+    if host.current:
+        return f"{verdict}, in force (revision {host.in_force})"
+    had = f"revision {host.in_force}" if host.in_force is not None else "nothing known"
+    problem = f", its error: {plain(host.error)}" if host.error else ""
+    if not host.online:
+        return f"{verdict}, once it has the newest map; it is offline, with {had} in force{problem}"
+    return f"{verdict}, once it has the newest map; it still has {had} in force{problem}"
+
+
+def _rolled_back(revision: int, before: PolicyDocument, after: PolicyDocument, pairs: int) -> str:
+    return (
+        f"The document of revision {revision} is in force again, as revision {after.revision}, instead of revision "
+        f"{before.revision}; that changes access between {pairs} pairs of nodes."
+    )
+
+
+def _unknown(revision: int) -> Problem:
+    return Problem(
+        type="urn:wardmesh:problem:client:no-such-revision",
+        title="No such policy",
+        status=0,
+        detail=f"no policy was applied as revision {revision}: `wardmesh policy history` lists those that were",
+    )
 
 
 def _read(file: Path) -> PolicyWrite:
@@ -108,10 +270,10 @@ def _verdict(file: Path, report: PolicyReport) -> str:
     return f"{_name(file)} would be accepted ({counts})." if report.ok else f"{_name(file)} would be refused."
 
 
-def _placed(problem: Problem, file: Path) -> Problem:
-    """The same problem with the file's name before each line number, as compilers print it."""
+def _placed(problem: Problem, name: str) -> Problem:
+    """The same problem with the document's name before each line number, as compilers print it."""
     named = tuple(
-        item | {"field": ":".join(str(p) for p in (_name(file), item.get("line"), item.get("column")) if p is not None)}
+        item | {"field": ":".join(str(p) for p in (name, item.get("line"), item.get("column")) if p is not None)}
         if item.get("line") is not None
         else item
         for item in problem.errors
