@@ -1,5 +1,6 @@
 """Real daemons and a real controller: tunnels come up, stay up whatever the controller does, and go when told to."""
 
+import ipaddress
 import itertools
 import json
 import os
@@ -154,6 +155,8 @@ def test_ping_and_tcp_go_through_the_tunnel(mesh: Mesh, family: int) -> None:
     (peer,) = status(mesh.left)["peers"]
     assert peer["handshake_age"] is not None
     assert peer["received"] > 0
+    assert sum(status(mesh.left)["accepted"].values()) > 0
+    assert "packets" in mesh.left.run("status")
 
 
 def test_the_status_tells_what_is(mesh: Mesh) -> None:
@@ -169,6 +172,16 @@ def test_the_status_tells_what_is(mesh: Mesh) -> None:
         assert word in mesh.left.run("status")
     assert mesh.left.run("status", "--diff").strip() == "nothing: the kernel is as it should be"
     assert "right" in mesh.left.run("peers")
+
+
+def test_what_is_denied_is_listed(mesh: Mesh) -> None:
+    target = str(ipaddress.ip_network(status(mesh.left)["prefixes"][0])[-2])  # nobody's
+    with mesh.left.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, pytest.raises(PermissionError):
+        client.sendto(b"x", (target, 9))
+    eventually(lambda: f"-> {target}  udp:9" in mesh.left.run("denied"), what="the denial")
+    assert any(item["port"] == 9 for item in json.loads(mesh.left.run("denied", "--json"))["denied"])
+    assert status(mesh.left)["denied"]["out"] >= 1
+    assert status(mesh.left)["notices"] == []
 
 
 def test_whois_names_the_peer_and_the_host_itself(mesh: Mesh) -> None:
