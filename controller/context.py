@@ -3,11 +3,12 @@
 Apart from `app` so that routers need not import it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
 from controller.clock import Clock
+from controller.denials import DenialBook
 from controller.enrolment import Enrolment
 from controller.identity.ca import CertificateAuthority
 from controller.keys import Keys
@@ -39,6 +40,7 @@ class Context:
     enrolment: Enrolment
     policy: PolicyDocuments
     now: Clock
+    denials: DenialBook = field(default_factory=DenialBook)
 
 
 def context(connection: HTTPConnection) -> Context:

@@ -30,6 +30,7 @@ from controller.wire.stream import (
     Applied,
     Bye,
     ControllerFrame,
+    Denials,
     Hello,
     HostReport,
     Report,
@@ -153,6 +154,8 @@ class _Session:
                 return _protocol(error)
             if isinstance(frame, Applied):
                 self._hub.applied(connection, frame)
+            elif isinstance(frame, Denials):
+                self._context.denials.heard(self._node_id, frame.minute, frame.denials)
             elif isinstance(frame, Report):
                 bye = await self._record(frame.report)
                 if bye is not None:

@@ -5,11 +5,13 @@ sends a `Delta` whenever the host's map changes. The agent answers each with `Ap
 `Bye` comes before the controller closes the stream on purpose. Liveness is WebSocket ping and pong.
 """
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
 from .base import Endpoint, Message, PublicKey, Revision, Text
+from .denials import MOST_DENIALS, Denial
 from .netmap import Delta, Netmap
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Bye",
     "ControllerFrame",
     "DeltaFrame",
+    "Denials",
     "Hello",
     "HostReport",
     "Report",
@@ -65,6 +68,17 @@ class Applied(Message):
     error: str | None = None
 
 
+class Denials(Message):
+    """All that the host denied in a minute, so far: replaces what it said of that minute before.
+
+    Sent once a minute at most for each minute, and only when something was denied.
+    """
+
+    type: Literal["denials"] = "denials"
+    minute: datetime
+    denials: Annotated[tuple[Denial, ...], Field(min_length=1, max_length=MOST_DENIALS)]
+
+
 class Snapshot(Message):
     """Replaces whatever map the host holds."""
 
@@ -88,7 +102,7 @@ class Bye(Message):
     retry: bool = True
 
 
-AgentFrame = Annotated[Hello | Report | Applied, Field(discriminator="type")]
+AgentFrame = Annotated[Hello | Report | Applied | Denials, Field(discriminator="type")]
 ControllerFrame = Annotated[Snapshot | DeltaFrame | Bye, Field(discriminator="type")]
 
 agent_frame: TypeAdapter[AgentFrame] = TypeAdapter(AgentFrame)
