@@ -17,7 +17,7 @@ from tests.kernel import packets
 from tests.kernel.guarded import SENDER, Guarded, both_families, family, pairs, raw
 from tests.kernel.maps import Member, allow, netmap
 from tests.kernel.nodes import listening
-from tests.lab import eventually
+from tests.lab import Host, eventually
 
 pytestmark = pytest.mark.host_kernel
 OTHER = Member(3)
@@ -225,6 +225,21 @@ def test_replies_of_a_flow_that_this_host_began_come_back_and_nothing_else(guard
             intruder.settimeout(0.5)
             with pytest.raises(TimeoutError):
                 intruder.connect((own, 443))
+
+
+@both_families
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_echo_goes_the_way_that_the_rule_says_and_its_reply_comes_back(
+    guarded: Guarded, direction: str, six: bool
+) -> None:
+    guarded.apply(netmap(guarded.member, SENDER, rules=[allow(direction, "icmp")]))
+    theirs, own = pairs(guarded)[six]
+
+    def answered(host: Host, target: str) -> bool:
+        return host.run("ping", "-n", "-c1", "-W0.5", target, check=False).returncode == 0
+
+    assert answered(guarded.sender, own) == (direction == "in")
+    assert answered(guarded.host, theirs) == (direction == "out")
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])
