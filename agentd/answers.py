@@ -14,14 +14,14 @@ from controller.wire.netmap import Netmap, Peer, SelfNode
 from .apply import Applier
 from .config import Config
 from .control import Control
-from .denied import DeniedFlow, DeniedLog
+from .denied import DeniedLog
+from .denied_report import denial
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
 from .host import agent_version, endpoints
 from .local_api import (
     Answer,
     ControllerStatus,
-    Denial,
     Denied,
     DeniedRequest,
     Diff,
@@ -81,7 +81,7 @@ async def answer(parts: Parts, request: Request) -> Answer:
             case DiffRequest():
                 return await _diff(parts)
             case DeniedRequest():
-                return Denied(denied=tuple(map(_denial, parts.denied.listed())))
+                return Denied(denied=tuple(map(denial, parts.denied.listed())))
             case RotateKeyRequest() | LeaveRequest():
                 return await _change(parts, request)
             case _:
@@ -178,21 +178,6 @@ def _peer(peer: Peer, observed: Observed) -> PeerStatus:
         received=there.rx_bytes if there else 0,
         sent=there.tx_bytes if there else 0,
         applied=there is not None,
-    )
-
-
-def _denial(found: DeniedFlow) -> Denial:
-    minute, flow = datetime.fromtimestamp(found.minute, UTC), found.flow
-    if flow is None:
-        return Denial(minute=minute, packets=found.packets)
-    return Denial(
-        minute=minute,
-        direction=flow.direction,
-        source=flow.source,
-        destination=flow.destination,
-        protocol=flow.protocol,
-        port=flow.port,
-        packets=found.packets,
     )
 
 

@@ -36,6 +36,7 @@ from controller.wire.stream import (
 )
 
 from .apply import Applier, Outcome
+from .denied_report import DenialReport
 from .errors import AgentError, ControllerError, StateError
 from .explain import unreachable
 from .https import trusting, with_client_certificate
@@ -56,6 +57,8 @@ _LONGEST_SLEEP: Final = 3600.0
 _PING_INTERVAL: Final = 60.0
 _RENEWAL_RETRY: Final = 600.0
 _GREETING_PATIENCE: Final = 30.0
+_GATHER_DENIED: Final = 2.0
+_DENIED_EVERY: Final = 60.0
 
 _BYE: Final = {
     "replaced": Event.REPLACED,
@@ -82,11 +85,21 @@ class Standing:
 class Control:
     """Runs the connection of one node for as long as the daemon runs."""
 
-    def __init__(self, state: StateDir, node: NodeFile, applier: Applier, report: Callable[[], HostReport]) -> None:
+    def __init__(
+        self,
+        state: StateDir,
+        node: NodeFile,
+        applier: Applier,
+        report: Callable[[], HostReport],
+        denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
+    ) -> None:
+        """`denied` tells what was denied since a minute, oldest first."""
         self._state = state
         self._node = node
         self._applier = applier
         self._report = report
+        self._denied = denied
+        self._denied_more = asyncio.Event()
         self._session = Session(resume=applier.desired is None or applier.desired.resume)
         self._phases = {
             Phase.WAITING: self._wait,
@@ -124,6 +137,10 @@ class Control:
     def changed(self) -> None:
         """Something that the controller should know may have changed: the host's report, or what is in force."""
         self._changed.set()
+
+    def denied_more(self) -> None:
+        """Something was denied that the controller has not been told."""
+        self._denied_more.set()
 
     def addresses_changed(self, own: Iterable[Address]) -> None:
         """This host has these addresses now: a stream from another is dead, and what waits need not wait longer."""
@@ -220,7 +237,9 @@ class Control:
             return self._connection_failed(error)
 
     async def _stream(self) -> Event:
-        helpers = [asyncio.create_task(self._tell_changes()), asyncio.create_task(self._renew_in_time())]
+        helpers = [
+            asyncio.create_task(helper) for helper in (self._tell_changes(), self._tell_denied(), self._renew_in_time())
+        ]
         try:
             event = Event.MAP
             while event is Event.MAP:
@@ -289,6 +308,19 @@ class Control:
                     self._told = outcome
                     await self._send(Applied(revision=outcome.revision, error=outcome.error))
                 await self._changed.wait()
+
+    async def _tell_denied(self) -> None:
+        """Soon after something is denied, and then once a minute at most while more is, until the connection ends."""
+        since = 0
+        with suppress(ConnectionClosed):  # the receiver reports it
+            while True:
+                await self._denied_more.wait()
+                await asyncio.sleep(_GATHER_DENIED)
+                self._denied_more.clear()
+                for minute, frame in list(self._denied(since)):
+                    await self._send(frame)
+                    since = minute  # and again with the next: it may not be over
+                await asyncio.sleep(_DENIED_EVERY)
 
     def _is_answer(self, outcome: Outcome) -> bool:
         """False for the outcome of a map that this connection did not bring."""

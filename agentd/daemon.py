@@ -20,7 +20,8 @@ from .answers import Parts, answer
 from .apply import Applier, Outcome
 from .config import Config
 from .control import Control
-from .denied import DeniedLog
+from .denied import DeniedLog, Flow
+from .denied_report import reports
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
 from .host import report
@@ -116,8 +117,11 @@ class _Daemon:
         self._applier = Applier(kernel, state, on_outcome=self._on_outcome)
         self._key = TunnelKey(member.key, state, kernel, self._applier)
         self._denied = DeniedLog()
-        notices = self._load_map() + self._hear_denied()
-        self._control = Control(state, self._node, self._applier, self._report)
+        notices = self._load_map()
+        self._control = Control(
+            state, self._node, self._applier, self._report, lambda since: reports(self._denied, since, time.time())
+        )
+        notices += self._hear_denied()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._parts = Parts(
             config=config,
@@ -163,11 +167,15 @@ class _Daemon:
     def _hear_denied(self) -> list[str]:
         """Listen to denied packets; without, everything else works: returns what `agentd status` must say then."""
         try:
-            self._kernel.hear_denied(lambda flow: self._denied.add(flow, time.time()))
+            self._kernel.hear_denied(self._heard_denied)
         except KernelError as error:
             log.warning("%s", error)
             return [f"denied packets are counted but not listed: {error}"]
         return []
+
+    def _heard_denied(self, flow: Flow) -> None:
+        self._denied.add(flow, time.time())
+        self._control.denied_more()
 
     def _report(self) -> HostReport:
         return report(

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from controller.wire.denials import MOST_DENIALS, Where
+
 __all__ = ["DeniedFlow", "DeniedLog", "Flow"]
 
 _MINUTES: Final = 60
-_FLOWS: Final = 256  # a minute: a scan of a whole network must not push everything else out, nor grow
+_FLOWS: Final = MOST_DENIALS - 1  # a minute: a scan of a whole network must not push everything else out, nor grow
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
     """Who was denied what. `port`: the destination's, None where there is none."""
 
-    direction: str  # in, out, forward, spoofed
+    direction: Where
     source: str
     destination: str
     protocol: str  # a name, or the number of one that has no name here

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from controller.wire.base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
+from controller.wire.denials import Denial
 from controller.wire.netmap import NodeId
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "PRIVILEGED",
     "Answer",
     "ControllerStatus",
-    "Denial",
     "Denied",
     "DeniedRequest",
     "Diff",
@@ -189,18 +189,6 @@ class Diff(Message):
 
     answer: Literal["diff"] = "diff"
     operations: tuple[str, ...]
-
-
-class Denial(Message):
-    """Denied packets of one flow in the minute that began at `minute`; no flow: those that were too many to list."""
-
-    minute: datetime
-    direction: str | None = None
-    source: Address | None = None
-    destination: Address | None = None
-    protocol: str | None = None
-    port: int | None = None
-    packets: int = Field(description="that were logged; the table logs at most 5 a second of each address")
 
 
 class Denied(Message):

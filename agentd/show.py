@@ -8,7 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .local_api import Denial, Diff, Identity, PeerStatus, Status
+from controller.wire.denials import Denial
+
+from .local_api import Diff, Identity, PeerStatus, Status
 
 __all__ = ["denial", "denied", "diff", "identity", "is_well", "peers", "status"]
 

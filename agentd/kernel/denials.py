@@ -11,9 +11,10 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Final, get_args
 
 from agentd.denied import Flow
+from controller.wire.denials import Where
 
 from .errors import refused
 from .netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attribute, attributes, messages
@@ -38,6 +39,7 @@ _FLUSH_AFTER: Final = 20  # hundredths of a second that the kernel gathers messa
 _NFGENMSG: Final = struct.Struct(">BBH")  # the resource id, here the group, is in network byte order
 _RECEIVE_BUFFER: Final = 1 << 20
 
+_DIRECTIONS: Final[dict[bytes, Where]] = {f"{LOG_PREFIX}{where}\0".encode(): where for where in get_args(Where)}
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp", 33: "dccp", 136: "udplite"}
 _WITH_PORTS: Final = {6, 17, 33, 132, 136}
 _IPV6_EXTENSIONS: Final = {0, 43, 60}  # hop-by-hop options, routing, destination options (RFC 8200 section 4)
@@ -90,18 +92,19 @@ class DenialLog:
                 raise
 
     def _take(self, payload: bytes) -> None:
-        direction, packet = "", b""
+        direction: Where | None = None
+        packet = b""
         for kind, start, end in attributes(payload, _NFGENMSG.size):
             if kind == _NFULA_PREFIX:
-                direction = payload[start:end].rstrip(b"\0").decode(errors="replace").removeprefix(LOG_PREFIX)
+                direction = _DIRECTIONS.get(payload[start:end])
             elif kind == _NFULA_PAYLOAD:
                 packet = payload[start:end]
-        flow = flow_of(direction, packet)
-        if flow is not None:
+        flow = flow_of(direction, packet) if direction is not None else None
+        if flow is not None:  # else it is from another table, or cut too short
             self._heard(flow)
 
 
-def flow_of(direction: str, packet: bytes) -> Flow | None:
+def flow_of(direction: Where, packet: bytes) -> Flow | None:
     """The flow of an IP packet that may be cut anywhere; None when not even its addresses are there.
 
     `port` is the destination's (RFC 9293, 768, 9260, 4340, 3828 all have it in bytes 2 and 3); None where there is

@@ -8,9 +8,11 @@ from pydantic import Field
 from .base import Address, Message, Text
 from .netmap import NodeId
 
-__all__ = ["MOST_DENIALS", "Denial", "DenialList", "HostDenial"]
+__all__ = ["MOST_DENIALS", "Denial", "DenialList", "HostDenial", "Where"]
 
 MOST_DENIALS: Final = 201  # of a minute: 200 flows, and what did not fit
+
+Where = Literal["in", "out", "forward", "spoofed"]  # spoofed: a mesh address on another link
 
 
 class Denial(Message):
@@ -20,7 +22,7 @@ class Denial(Message):
     """
 
     minute: datetime
-    direction: Literal["in", "out", "forward", "spoofed"] | None = None
+    direction: Where | None = None
     source: Address | None = None
     destination: Address | None = None
     protocol: Annotated[Text, Field(max_length=16)] | None = None

@@ -101,7 +101,8 @@ class EnrolmentKeyCreated(Message):
 class Node(Message):
     """A member of the mesh: a host with agentd, or a static peer.
 
-    `in_force` is the revision that the host's kernel has; `online` means that its stream is open now.
+    `in_force` is the revision that the host's kernel has; `online` means that its stream is open now; `behind`, that
+    something which concerns it is not in force there yet.
     """
 
     id: NodeId
@@ -114,6 +115,7 @@ class Node(Message):
     endpoints: tuple[Endpoint, ...] = ()
     ephemeral: bool = False
     online: bool = False
+    behind: bool = False
     in_force: Revision | None = None
     error: str | None = None
     backend: Literal["kernel", "userspace"] | None = None

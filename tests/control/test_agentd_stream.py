@@ -17,6 +17,8 @@ from agentd import control as control_module
 from agentd.apply import Applier
 from agentd.config import Config
 from agentd.control import Control
+from agentd.denied import DeniedLog, Flow
+from agentd.denied_report import reports
 from agentd.join import HostFacts, join
 from agentd.model import KernelError
 from agentd.netmap import load
@@ -57,6 +59,7 @@ class Agent:
     applier: Applier
     control: Control
     endpoints: list[str]
+    denied: DeniedLog
 
     @property
     def standing(self) -> Phase:
@@ -89,7 +92,7 @@ async def connected(state: StateDir) -> AsyncIterator[Agent]:
     assert node is not None
     assert key is not None
     endpoints = ["192.0.2.7:51820"]
-    kernel = Memory()
+    kernel, denied = Memory(), DeniedLog()
     controls: list[Control] = []
     applier = Applier(kernel, state, on_outcome=lambda _: controls[0].changed())
     saved, _ = load(state)
@@ -100,11 +103,12 @@ async def connected(state: StateDir) -> AsyncIterator[Agent]:
         node,
         applier,
         lambda: HostReport(agent_version="test", public_key=key.public, endpoints=tuple(endpoints)),
+        lambda since: reports(denied, since, 0),
     )
     controls.append(control)
     tasks = [asyncio.create_task(applier.run()), asyncio.create_task(control.run())]
     try:
-        yield Agent(state, kernel, applier, control, endpoints)
+        yield Agent(state, kernel, applier, control, endpoints, denied)
     finally:
         for task in tasks:
             task.cancel()
@@ -116,6 +120,8 @@ async def connected(state: StateDir) -> AsyncIterator[Agent]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses are a matter of the state machine's own tests."""
+    monkeypatch.setattr("agentd.control._GATHER_DENIED", 0.01)
+    monkeypatch.setattr("agentd.control._DENIED_EVERY", 0.01)
     monkeypatch.setattr("agentd.session._FIRST_PAUSE", 0.05)
     monkeypatch.setattr("agentd.session._LONGEST_PAUSE", 0.2)
 
@@ -338,3 +344,27 @@ async def test_a_node_that_was_removed_while_its_certificate_expired_denies(sett
         clock.offset = timedelta()
         async with connected(state) as agent:
             await until(lambda: agent.standing is Phase.PARKED)
+
+
+# --- what was denied --------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_denied_is_told_also_when_it_goes_on(admin: Client, tmp_path: Path) -> None:
+    state = await joined(admin, tmp_path, "host")
+    flow = Flow("in", "100.64.0.9", "100.64.0.1", "tcp", 22)
+
+    async def told() -> list[tuple[int, str]]:
+        items = (await admin.get("/denials")).json()["items"]
+        return [(item["packets"], item["minute"]) for item in items]
+
+    async def until_told(*wanted: tuple[int, str]) -> None:
+        async with asyncio.timeout(20):
+            while await told() != list(wanted):
+                await asyncio.sleep(0.02)
+
+    async with connected(state) as agent:
+        await until(lambda: agent.standing is Phase.STREAMING)
+        for moment, wanted in ((0, [(1, "00:00")]), (1, [(2, "00:00")]), (60, [(1, "00:01"), (2, "00:00")])):
+            agent.denied.add(flow, moment)
+            agent.control.denied_more()
+            await until_told(*((packets, f"1970-01-01T{minute}:00Z") for packets, minute in wanted))

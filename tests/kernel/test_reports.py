@@ -9,6 +9,7 @@ import pytest
 from agentd.denied import DeniedLog, Flow
 from agentd.kernel.denials import DenialLog
 from agentd.model import KernelError
+from controller.wire.denials import MOST_DENIALS
 from tests.kernel import packets
 from tests.kernel.guarded import SENDER, Guarded, family, pairs, raw
 from tests.kernel.maps import allow, netmap
@@ -119,7 +120,7 @@ def test_a_flood_from_thousands_of_addresses_is_heard_in_bounded_memory(guarded:
             outlet.sendto(packets.ip(source, own, socket.IPPROTO_UDP, data), (own, 0))
         eventually(lambda: guarded.firewall.counters()["denied/in"] >= 5000)
         eventually(lambda: None in flows(kept))
-        assert len(flows(kept)) == 257
+        assert len(flows(kept)) == MOST_DENIALS
 
 
 def test_two_listeners_to_one_group_are_refused_in_a_sentence(guarded: Guarded) -> None:

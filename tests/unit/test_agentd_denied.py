@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.denied import DeniedFlow, DeniedLog, Flow
+from agentd.denied_report import reports
 from agentd.kernel.denials import flow_of
+from controller.wire.denials import MOST_DENIALS
 from tests.kernel import packets
 
 FOUR, OTHER4 = "100.64.0.1", "100.64.0.2"
@@ -82,3 +84,25 @@ def test_a_flow_that_was_there_before_the_flood_is_still_counted() -> None:
     for flow in (FLOW, numbered(1), numbered(2), FLOW):
         log.add(flow, 0)
     assert DeniedFlow(0, FLOW, 2) in log.listed()
+
+
+# --- told ---
+
+
+def test_each_minute_is_a_frame_from_the_one_that_was_told_last() -> None:
+    log = DeniedLog()
+    for moment in (0, 60, 61, 120):
+        log.add(FLOW, moment)
+    frames = list(reports(log, 60, 125))
+    assert [(minute, frame.denials[0].packets) for minute, frame in frames] == [(60, 2), (120, 1)]
+    assert [frame.minute.timestamp() for _minute, frame in frames] == [60, 120]
+
+
+def test_a_flood_fits_into_a_frame_and_what_is_old_is_not_told() -> None:
+    log = DeniedLog()
+    for moment in (0, 3000):
+        for source in range(5000):
+            log.add(numbered(source), moment)
+    ((minute, frame),) = reports(log, 0, 3000)
+    assert (minute, len(frame.denials)) == (3000, MOST_DENIALS)
+    assert sum(denial.packets for denial in frame.denials) == 5000
