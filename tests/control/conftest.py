@@ -1,8 +1,10 @@
 """A real controller for tests: TLS on loopback, its own state directory, SQLite or PostgreSQL."""
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -54,8 +56,14 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(state_dir=tmp_path / "state", listen=Listen("127.0.0.1", 0))
+async def settings(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Settings]:
+    """A controller of its own. WARDMESH_TEST_DATABASE=postgresql runs every test that uses it on PostgreSQL."""
+    plain = Settings(state_dir=tmp_path / "state", listen=Listen("127.0.0.1", 0))
+    if os.environ.get("WARDMESH_TEST_DATABASE", "sqlite") == "sqlite":
+        yield plain
+        return
+    async with request.getfixturevalue("postgresql")() as url:
+        yield replace(plain, database_url=url)
 
 
 @pytest.fixture
