@@ -16,6 +16,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from controller.wire.base import check_name
+from controller.wire.denials import DenialList, HostDenial
 from controller.wire.rest import (
     AdminToken,
     AdminTokenCreate,
@@ -208,6 +209,11 @@ class RestClient:
     ) -> Iterator[AuditEntry]:
         """GET /audit, newest first, page by page as they are consumed."""
         return self._pages(AuditEntry, "audit", {"action": action, "subject": subject, "actor": actor})
+
+    def denials(self, *, node: str | None = None, limit: int = 500) -> tuple[HostDenial, ...]:
+        """GET /denials: what hosts denied in the last hour, newest minute first. `node` is an id."""
+        params = {"limit": str(limit)} | ({"node": node} if node is not None else {})
+        return self._read(DenialList, self._send("GET", "denials", params=params)).items
 
     # Admin tokens
 

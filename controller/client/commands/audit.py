@@ -8,7 +8,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from controller.client.output import plain, print_json, print_line, table, when
+from controller.client.rest import RestClient
 from controller.client.session import connect
+from controller.wire.denials import HostDenial
 from controller.wire.rest import AuditEntry
 
 from .options import JsonFlag, examples, group
@@ -16,6 +18,7 @@ from .options import JsonFlag, examples, group
 __all__ = ["app"]
 
 _POLL: Final = 1.0  # seconds between two looks at the newest page
+_FOLLOWED: Final = 5000  # as many as the controller gives at once
 
 app = group("The record of every change.", "wardmesh audit list", "wardmesh audit list --follow")
 
@@ -55,6 +58,59 @@ def list_entries(
             time.sleep(_POLL)
             seen = last
             entries = list(takewhile(lambda entry: entry.seq > seen, controller.audit(**filters)))  # noqa: B023
+
+
+@app.command(
+    epilog=examples(
+        "wardmesh audit denied", "wardmesh audit denied --node db-1 --json", "wardmesh audit denied --follow"
+    )
+)
+def denied(
+    *,
+    node: Annotated[
+        str | None, typer.Option(metavar="NODE", help="Only what this host denied: its name or id.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=5000, help="How many flows, newest first.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Then go on with what hosts report.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """List the flows that hosts denied in the last hour, by minute; hosts report once a minute at most."""
+    with connect() as controller:
+        node_id = controller.find_node(node).value.id if node is not None else None
+        found = controller.denials(node=node_id, limit=limit)
+        if not follow:
+            if json:
+                print_json(found)
+            else:
+                names = _names(controller)
+                for denial in found:
+                    print_line(_denied(denial, names))
+            return
+        seen: set[HostDenial] = set()
+        while True:
+            new = [denial for denial in reversed(found) if denial not in seen]
+            names = _names(controller) if new and not json else {}
+            for denial in new:
+                if json:
+                    print_json(denial, line=True)
+                else:
+                    print_line(_denied(denial, names))
+            seen = set(found)
+            time.sleep(_POLL)
+            found = controller.denials(node=node_id, limit=_FOLLOWED)
+
+
+def _names(controller: RestClient) -> dict[str, str]:
+    return {node.id: node.name for node in controller.nodes()}
+
+
+def _denied(denial: HostDenial, names: dict[str, str]) -> str:
+    """Minute, packets so far in it, the host that denied, and what it denied."""
+    who = f"{when(denial.minute)}  {denial.packets:>5} packets  {plain(names.get(denial.node, denial.node))}"
+    if denial.source is None:
+        return f"{who}  further flows, too many to list"
+    port = f":{denial.port}" if denial.port is not None else ""
+    return f"{who}  {denial.direction}  {denial.source} -> {denial.destination}  {plain(denial.protocol or '-')}{port}"
 
 
 def _show(entries: list[AuditEntry], *, json: bool) -> None:

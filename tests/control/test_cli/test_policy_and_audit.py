@@ -117,3 +117,11 @@ def _line(process: "subprocess.Popen[bytes]") -> bytes:
     deadline = time.monotonic() + 60
     assert select.select([process.stdout], [], [], deadline - time.monotonic())[0]
     return process.stdout.readline()
+
+
+def test_what_was_denied_is_nothing_where_no_host_is(cli: Cli) -> None:
+    assert cli("audit", "denied", "--json").json() == []
+    assert cli("audit", "denied").out == ""
+    done = cli("audit", "denied", "--node", "nobody")
+    assert done.code == 1
+    assert "nobody" in done.err

@@ -45,6 +45,7 @@ COMMANDS = [
     "policy explain",
     "audit",
     "audit list",
+    "audit denied",
     "token",
     "token create",
     "token list",
