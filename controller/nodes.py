@@ -158,6 +158,7 @@ class Nodes:
             endpoints=node.endpoints,
             ephemeral=node.ephemeral,
             online=presence.online,
+            behind=presence.online and presence.behind,
             in_force=presence.in_force,
             error=presence.error,
             backend=presence.backend or node.backend,

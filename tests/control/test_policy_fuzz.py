@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
+import pytest
 import yaml
 
 from controller.server import Running
@@ -109,6 +110,7 @@ def assert_located(findings: list[dict[str, Any]], text: str) -> None:
         assert error["column"] >= 1, (error, text)
 
 
+@pytest.mark.timeout(600)  # seconds; a thousand documents where other tests run, too
 async def test_a_malformed_document_is_accepted_or_refused_with_its_place(
     controller: Running, admin: Client, anyone: Client
 ) -> None:

@@ -1,5 +1,6 @@
 """What people ask of policies over REST: what a document would change, what was in force, why a flow passes."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from controller.wire.stream import Applied
 
 from .hosts import Host, new_node
 from .support import Client, MovableClock
+from .test_cli.bench import Cli
 from .test_stream import agent, seen
 
 POLICY = """\
@@ -189,3 +191,40 @@ class TestExplain:
         response = await admin.get("/policy/explain", params=query)
         assert response.status_code == status
         assert response.json()["detail"]
+
+
+class TestApplyAndWait:
+    """`wardmesh policy apply --wait`, the real command, with a host that takes its time."""
+
+    @pytest.fixture
+    def cli(self, controller: Running, tmp_path: Path) -> Cli:
+        (tmp_path / "ca.pem").write_text(controller.context.authority.pem)
+        (tmp_path / "policy.yaml").write_text(POLICY)
+        environment = {
+            "WARDMESH_URL": f"https://127.0.0.1:{controller.port}",
+            "WARDMESH_TOKEN": controller.first_token or "",
+            "WARDMESH_CA": str(tmp_path / "ca.pem"),
+        }
+        return Cli(tmp_path, environment)
+
+    async def test_names_the_hosts_that_are_late_and_returns_when_none_is(
+        self, controller: Running, admin: Client, anyone: Client, cli: Cli, tmp_path: Path
+    ) -> None:
+        alice, _ = await two_nodes(admin, anyone)
+        async with agent(controller, alice, tmp_path) as there:
+            await there.hello()
+            assert there.netmap is not None
+            await there.say(Applied(revision=there.netmap.revision))
+            await seen(admin, alice, lambda node: node["in_force"] is not None)
+            late = await asyncio.to_thread(cli, "policy", "apply", "policy.yaml", "--wait", "--timeout", "1s", "--json")
+            assert "hosts-behind" in late.problem()["type"]
+            assert [one["field"] for one in late.problem()["errors"]] == ["alice"]
+            waiting = asyncio.create_task(
+                asyncio.to_thread(cli, "policy", "apply", "policy.yaml", "--wait", "--timeout", "50s")
+            )
+            netmap = await there.take_until(lambda m: bool(m.rules))
+            assert (await admin.get("/nodes?name=alice")).json()["items"][0]["behind"] is True
+            await there.say(Applied(revision=netmap.revision))
+            done = await waiting
+            assert done.code == 0, done
+            assert "Every host that is online has it in force" in done.err

@@ -23,7 +23,8 @@ from controller.wire.rest import (
     Problem,
 )
 
-from .options import FileArgument, JsonFlag, build, examples, group
+from .options import FileArgument, JsonFlag, build, examples, group, seconds
+from .waiting import wait_for_hosts
 
 __all__ = ["app"]
 
@@ -71,6 +72,7 @@ def check(file: FileArgument, json: JsonFlag = False) -> None:
     epilog=examples(
         "wardmesh policy apply policy.yaml",
         "wardmesh policy apply policy.yaml --if-revision 17",
+        "wardmesh policy apply policy.yaml --wait --timeout 30s",
     )
 )
 def apply(
@@ -78,9 +80,15 @@ def apply(
     if_revision: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Only if the policy in force is still this revision.")
     ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Until every host that is online has it in force.")] = False,
+    timeout: Annotated[str, typer.Option(metavar="DURATION", help="How long to wait, like 30s or 5m.")] = "60s",
     json: JsonFlag = False,
 ) -> None:
-    """Put a document in force. It is refused, and nothing changes, when it has errors or its own tests fail."""
+    """Put a document in force. It is refused, and nothing changes, when it has errors or its own tests fail.
+
+    With --wait, exit code 1 when a host does not have it in force in time; the policy stays applied.
+    """
+    patience = seconds(timeout)
     document = _read(file)
     with connect() as controller:
         current = controller.policy()
@@ -93,12 +101,16 @@ def apply(
                 applied, changed = controller.put_policy(document, current.etag), True
             except RefusedError as error:
                 raise RefusedError(_placed(error.problem, _name(file))) from error
-    if json:
-        print_json(applied)
-    elif changed:
-        note(f"Policy revision {applied.revision} is in force.")
-    else:
-        note(f"That is already the policy in force, revision {applied.revision}: nothing changed.")
+        if json:
+            print_json(applied)
+        elif changed:
+            note(f"Policy revision {applied.revision} is in force.")
+        else:
+            note(f"That is already the policy in force, revision {applied.revision}: nothing changed.")
+        if wait:
+            wait_for_hosts(controller, patience)
+            if not json:
+                note("Every host that is online has it in force; the others get it when they come back.")
 
 
 @app.command(
