@@ -181,6 +181,8 @@ def test_what_is_denied_is_listed(mesh: Mesh) -> None:
     eventually(lambda: f"-> {target}  udp:9" in mesh.left.run("denied"), what="the denial")
     assert any(item["port"] == 9 for item in json.loads(mesh.left.run("denied", "--json"))["denied"])
     assert status(mesh.left)["denied"]["out"] >= 1
+    # The controller hears of it soon, or, when it has just heard of another, a minute later.
+    eventually(lambda: f"-> {target}  udp:9" in mesh.controller.wardmesh("audit", "denied"), 90, what="the audit")
     assert status(mesh.left)["notices"] == []
 
 
