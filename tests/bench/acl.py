@@ -1,27 +1,34 @@
-"""What per-host ACLs cost: throughput with large tables, one membership change, a revocation, and a policy's compile.
+"""What per-host ACLs cost: throughput with large tables, a membership change, a revocation, a compile, an explanation.
 
 Throughput is TCP through the kernel's tunnel between two hosts, with the table of a large map at both ends, against the
 same tunnel with a small map's table and with no table at all. A revocation is timed from the REST call to the last
 byte of a live TCP flow that arrives, through a real controller and two real agentd.
 """
 
+import asyncio
 import ipaddress
 import json
 import random
 import socket
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Final, TypeVar
 
 from controller.mesh.state import MeshState
 from controller.policy import check
 from controller.records import Change, Fleet, NodeRecord, PolicyRecord
+from controller.server import running
+from controller.settings import Listen, Settings
 from controller.wire.base import Address
 from controller.wire.netmap import AddressSet, Direction, Netmap, Rule
 from tests.bench.figures import Bench, alternate
+from tests.control.support import Client
 from tests.kernel.maps import MESH, Member, allow, netmap
 from tests.kernel.nodes import Node, listening, pair
 from tests.lab import Lab, eventually
@@ -36,6 +43,7 @@ ROUNDS: Final = 9
 SECONDS: Final = 2  # of one throughput run
 CHANGES: Final = 30
 REVOCATIONS: Final = 40
+QUESTIONS: Final = 50
 NODES: Final = 1000
 GRANTS: Final = 300
 PORT: Final = 5201  # iperf3's
@@ -48,6 +56,7 @@ def measure(bench: Bench) -> None:
         throughput(bench, left, right)
         membership_change(bench, left, right)
     policy_at_scale(bench)
+    explanation(bench)
     revocation(bench)
 
 
@@ -223,6 +232,40 @@ def scale() -> tuple[Fleet, str]:
     tests = [{"from": grant["from"][0], "to": grant["to"][0], "accept": grant["ip"][:1]} for grant in grants[::10]]
     text = json.dumps({"grants": grants, "tests": tests})
     return Fleet(revision=1, mesh=MESH, nodes=nodes, policy=PolicyRecord(0, "")), text
+
+
+# --- an explanation over REST -----------------------------------------------------------------------------------------
+
+
+def explanation(bench: Bench) -> None:
+    """`GET /policy/explain` of a controller that holds the policy at scale; client and server share one process."""
+    times = asyncio.run(explain_times())
+    bench.table(
+        f"GET /policy/explain with {GRANTS} grants and {NODES} nodes, {QUESTIONS} times, ms",
+        ("", "best", "median", "worst"),
+        [("over TLS on loopback", min(times), statistics.median(times), max(times))],
+    )
+    bench.bar("explain_ms", statistics.median(times), "<=", 100)
+
+
+async def explain_times() -> list[float]:
+    fleet, text = scale()
+    fleet = replace(fleet, policy=PolicyRecord(1, text))
+    chance, times, allowed = random.Random(2), [], 0
+    with tempfile.TemporaryDirectory() as directory:
+        async with running(Settings(state_dir=Path(directory) / "state", listen=Listen("127.0.0.1", 0))) as controller:
+            controller.context.hub.load(fleet)  # enrolling so many over REST would take minutes, and explain no better
+            async with Client(controller, token=controller.first_token) as client:
+                for _ in range(QUESTIONS):
+                    one, other = chance.sample(range(NODES), 2)
+                    query = {"from": f"node-{one}", "to": f"node-{other}", "port": "icmp"}
+                    started = time.perf_counter()
+                    answer = await client.get("/policy/explain", params=query)
+                    times.append((time.perf_counter() - started) * 1000)
+                    allowed += answer.raise_for_status().json()["allowed"]
+    if not 0 < allowed < QUESTIONS:
+        raise AssertionError(f"{allowed} of {QUESTIONS} flows are allowed: that is no test of the answer")
+    return times
 
 
 # --- revocation -------------------------------------------------------------------------------------------------------
