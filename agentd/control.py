@@ -28,6 +28,7 @@ from controller.wire.stream import (
     Applied,
     Bye,
     DeltaFrame,
+    Drift,
     Hello,
     HostReport,
     Report,
@@ -59,6 +60,8 @@ _RENEWAL_RETRY: Final = 600.0
 _GREETING_PATIENCE: Final = 30.0
 _GATHER_DENIED: Final = 2.0
 _DENIED_EVERY: Final = 60.0
+_DRIFT_EVERY: Final = 11.0
+_LONGEST_DRIFT: Final = 1000  # characters
 
 _BYE: Final = {
     "replaced": Event.REPLACED,
@@ -100,6 +103,8 @@ class Control:
         self._report = report
         self._denied = denied
         self._denied_more = asyncio.Event()
+        self._drift: str | None = None
+        self._drifted = asyncio.Event()
         self._session = Session(resume=applier.desired is None or applier.desired.resume)
         self._phases = {
             Phase.WAITING: self._wait,
@@ -137,6 +142,11 @@ class Control:
     def changed(self) -> None:
         """Something that the controller should know may have changed: the host's report, or what is in force."""
         self._changed.set()
+
+    def drifted(self, what: str) -> None:
+        """Somebody changed what agentd made; the controller is told, later when it is away."""
+        self._drift = what[:_LONGEST_DRIFT]
+        self._drifted.set()
 
     def denied_more(self) -> None:
         """Something was denied that the controller has not been told."""
@@ -238,7 +248,8 @@ class Control:
 
     async def _stream(self) -> Event:
         helpers = [
-            asyncio.create_task(helper) for helper in (self._tell_changes(), self._tell_denied(), self._renew_in_time())
+            asyncio.create_task(helper)
+            for helper in (self._tell_changes(), self._tell_denied(), self._tell_drift(), self._renew_in_time())
         ]
         try:
             event = Event.MAP
@@ -321,6 +332,17 @@ class Control:
                     await self._send(frame)
                     since = minute  # and again with the next: it may not be over
                 await asyncio.sleep(_DENIED_EVERY)
+
+    async def _tell_drift(self) -> None:
+        """The latest that somebody changed, at most once in ten seconds, until the connection ends."""
+        with suppress(ConnectionClosed):  # the receiver reports it
+            while True:
+                await self._drifted.wait()
+                self._drifted.clear()
+                if self._drift is not None:
+                    await self._send(Drift(what=self._drift))
+                    self._drift = None
+                await asyncio.sleep(_DRIFT_EVERY)
 
     def _is_answer(self, outcome: Outcome) -> bool:
         """False for the outcome of a map that this connection did not bring."""

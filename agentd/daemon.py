@@ -204,6 +204,7 @@ class _Daemon:
     async def _watch_drift(self) -> None:
         async for reason in self._kernel.drift():
             self._applier.drifted(reason)
+            self._control.drifted(reason)
 
     async def _watch_addresses(self) -> None:
         async for addresses in self._own.changes():

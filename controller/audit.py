@@ -40,6 +40,7 @@ class Action(StrEnum):
     NODE_ROTATE = "host:node:rotate"
     NODE_REPORT = "host:node:report"
     NODE_LEAVE = "host:node:leave"
+    NODE_DRIFT = "host:node:drift"  # somebody on the host changed what agentd made, and agentd put it back
 
 
 class BrokenChain(Exception):  # noqa: N818

@@ -9,6 +9,7 @@ from starlette.requests import HTTPConnection
 
 from controller.clock import Clock
 from controller.denials import DenialBook
+from controller.drifts import Drifts
 from controller.enrolment import Enrolment
 from controller.identity.ca import CertificateAuthority
 from controller.keys import Keys
@@ -40,6 +41,7 @@ class Context:
     enrolment: Enrolment
     policy: PolicyDocuments
     now: Clock
+    drifts: Drifts
     denials: DenialBook = field(default_factory=DenialBook)
 
 

@@ -20,6 +20,7 @@ from controller.app import build
 from controller.bootstrap import Foundation, lay, open_store
 from controller.clock import Clock, utc_now
 from controller.context import Context
+from controller.drifts import Drifts
 from controller.enrolment import Enrolment
 from controller.keys import FirstContact, Keys
 from controller.mesh.hub import Hub
@@ -115,6 +116,7 @@ async def _wire(
         ),
         policy=PolicyDocuments(store, mesh),
         now=now,
+        drifts=Drifts(store),
     )
 
 

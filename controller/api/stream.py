@@ -31,6 +31,7 @@ from controller.wire.stream import (
     Bye,
     ControllerFrame,
     Denials,
+    Drift,
     Hello,
     HostReport,
     Report,
@@ -156,6 +157,8 @@ class _Session:
                 self._hub.applied(connection, frame)
             elif isinstance(frame, Denials):
                 self._context.denials.heard(self._node_id, frame.minute, frame.denials)
+            elif isinstance(frame, Drift):
+                await self._drifted(frame)
             elif isinstance(frame, Report):
                 bye = await self._record(frame.report)
                 if bye is not None:
@@ -163,6 +166,12 @@ class _Session:
                 self._hub.reported(self._node_id, frame.report)
             else:
                 return _protocol(_BadFrameError("hello comes once, at the beginning"))
+
+    async def _drifted(self, frame: Drift) -> None:
+        try:
+            await self._context.drifts.record(self._node_id, frame.what)
+        except StoreError as error:
+            _log.error("what changed on node %s could not be stored: %s", self._node_id, error)
 
     async def _record(self, report: HostReport) -> Bye | None:
         """Keep what the host says of itself; the Bye when it cannot be kept."""

@@ -21,6 +21,7 @@ __all__ = [
     "ControllerFrame",
     "DeltaFrame",
     "Denials",
+    "Drift",
     "Hello",
     "HostReport",
     "Report",
@@ -79,6 +80,13 @@ class Denials(Message):
     denials: Annotated[tuple[Denial, ...], Field(min_length=1, max_length=MOST_DENIALS)]
 
 
+class Drift(Message):
+    """Somebody on the host changed what agentd made, and agentd puts it back. Not more than one in ten seconds."""
+
+    type: Literal["drift"] = "drift"
+    what: Annotated[Text, Field(max_length=1000)]
+
+
 class Snapshot(Message):
     """Replaces whatever map the host holds."""
 
@@ -102,7 +110,7 @@ class Bye(Message):
     retry: bool = True
 
 
-AgentFrame = Annotated[Hello | Report | Applied | Denials, Field(discriminator="type")]
+AgentFrame = Annotated[Hello | Report | Applied | Denials | Drift, Field(discriminator="type")]
 ControllerFrame = Annotated[Snapshot | DeltaFrame | Bye, Field(discriminator="type")]
 
 agent_frame: TypeAdapter[AgentFrame] = TypeAdapter(AgentFrame)

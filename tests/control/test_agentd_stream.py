@@ -368,3 +368,24 @@ async def test_what_is_denied_is_told_also_when_it_goes_on(admin: Client, tmp_pa
             agent.denied.add(flow, moment)
             agent.control.denied_more()
             await until_told(*((packets, f"1970-01-01T{minute}:00Z") for packets, minute in wanted))
+
+
+# --- what somebody changed on the host --------------------------------------------------------------------------------
+
+
+async def test_what_somebody_changed_is_one_audit_entry_by_the_host(admin: Client, tmp_path: Path) -> None:
+    state = await joined(admin, tmp_path, "host")
+    node = state.node()
+    assert node is not None
+    entries: list[dict[str, object]] = []
+    async with connected(state) as agent:
+        agent.control.drifted("x" * 5000)
+        agent.control.drifted("write the table")
+        async with asyncio.timeout(20):
+            while not entries:
+                await asyncio.sleep(0.02)
+                entries = (await admin.get("/audit", params={"action": "host:node:drift"})).json()["items"]
+        assert agent.standing is Phase.STREAMING
+    assert [(entry["actor"], entry["new"]) for entry in entries] == [
+        (f"node:{node.node_id}", {"put_back": "write the table"})
+    ]
