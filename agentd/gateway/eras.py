@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .jsonrpc import INVALID_REQUEST, Message
-from .types import ClientInfo, Era, Headers, RequestId, TraceContext
+from .types import ClientInfo, Era, RequestId, TraceContext, value
 
 __all__ = [
     "HEADER_MISMATCH",
@@ -57,7 +57,7 @@ CAPABILITIES_KEY: Final = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_KEY: Final = "io.modelcontextprotocol/clientInfo"
 # Which parameter `Mcp-Name` mirrors.
 _NAMED: Final = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
-_ROUTING: Final = (b"mcp-protocol-version", b"mcp-method", b"mcp-name")
+_ROUTING: Final = frozenset({b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
 _SENTINEL: Final = re.compile(rb"=\?base64\?(.*)\?=", re.DOTALL)
 _SAFE: Final = re.compile(rb"[\x20-\x7e\t]*")
 
@@ -73,7 +73,7 @@ class Refusal:
     data: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accepted:
     """The message speaks this era. `name` is what it names: a tool, a prompt or a resource's URI."""
 
@@ -83,14 +83,14 @@ class Accepted:
     name: str | None
 
 
-def classify(headers: Headers, message: Message) -> Accepted | Refusal:
-    """Find the era of a POST and hold its headers against its body."""
-    routing: dict[bytes, bytes] = {}
-    for key, value in headers:
-        if key in _ROUTING:
-            if key in routing:
-                return Refusal(400, HEADER_MISMATCH, f"{key.decode()} header appears more than once", message.id)
-            routing[key] = value
+def classify(routing: Mapping[bytes, bytes], repeated: frozenset[bytes], message: Message) -> Accepted | Refusal:
+    """Find the era of a POST and hold its headers against its body.
+
+    `routing`: its headers by name in lower case; `repeated`: the names of those that came more than once.
+    """
+    if not repeated.isdisjoint(_ROUTING):
+        twice = min(repeated & _ROUTING).decode()
+        return Refusal(400, HEADER_MISMATCH, f"{twice} header appears more than once", message.id)
     if message.kind == "notification" and not message.method.startswith("notifications/"):
         # A server that is lax about ids might do what it asks, without having been asked in a way that is checked.
         return Refusal(400, INVALID_REQUEST, f"{message.method} is a request and needs an id")
@@ -125,7 +125,7 @@ def _contradicts(header: str | None, claimed: Any, routing: Mapping[bytes, bytes
     name = mirrored_name(message)
     if isinstance(name, Refusal):
         return name
-    if name is not None and _decoded(routing.get(b"mcp-name")) != name:
+    if name is not None and not _mirrors(routing.get(b"mcp-name"), name):
         return _mismatch("Mcp-Name", f"the body's {_NAMED[message.method]!r} parameter", message)
     return None
 
@@ -159,7 +159,7 @@ def _legacy(header: str | None, routing: Mapping[bytes, bytes], message: Message
     name = mirrored_name(message)
     if isinstance(name, Refusal):
         return replace(name, status=200)  # legacy servers answer every request that they could read with 200
-    if b"mcp-name" in routing and _decoded(routing[b"mcp-name"]) != name:
+    if b"mcp-name" in routing and (name is None or not _mirrors(routing[b"mcp-name"], name)):
         return _mismatch("Mcp-Name", "what the body names", message)
     # revisions before 2025-06-18 had no such header (2025-11-25, basic/transports, protocol version header)
     return Accepted("legacy", header or "2025-03-26", message, name)
@@ -214,35 +214,42 @@ def client_info(message: Message) -> ClientInfo | None:
     return ClientInfo(str(claimed.get("name", ""))[:128], str(claimed.get("version", ""))[:64])
 
 
-def trace_context(message: Message, headers: Headers) -> TraceContext | None:
-    """W3C trace context from `_meta`, else from the headers."""
+def trace_context(message: Message, fields: Mapping[bytes, bytes]) -> TraceContext | None:
+    """W3C trace context from `_meta`, else from the headers (by name)."""
     meta = message.params.get("_meta")
     if isinstance(meta, dict) and isinstance(meta.get("traceparent"), str):
         return TraceContext(*(_text(meta.get(key)) for key in ("traceparent", "tracestate", "baggage")))
-    found = {key: value.decode("latin-1")[:512] for key, value in headers if key in _TRACE}
-    if b"traceparent" not in found:
+    if b"traceparent" not in fields:
         return None
+    found = {key: fields[key].decode("latin-1")[:512] for key in _TRACE if key in fields}
     return TraceContext(found[b"traceparent"], found.get(b"tracestate"), found.get(b"baggage"))
 
 
 _TRACE: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
 
 
-def _text(value: Any) -> Any:
-    return value[:512] if isinstance(value, str) else None
+def _text(claimed: Any) -> Any:
+    return claimed[:512] if isinstance(claimed, str) else None
 
 
 def _mismatch(header: str, what: str, message: Message) -> Refusal:
     return Refusal(400, HEADER_MISMATCH, f"{header} header is missing or does not match {what}", message.id)
 
 
-def _decoded(value: bytes | None) -> str | None:
+def _mirrors(header: bytes | None, name: str) -> bool:
+    """Does the header say the name?"""
+    if header == name.encode() and name.isascii() and name.isprintable() and not name.startswith("=?"):
+        return True  # plain, as nearly always
+    return _decoded(header) == name
+
+
+def _decoded(header: bytes | None) -> str | None:
     """A header's value, out of its base64 envelope; None when it is not one that a client may send."""
-    if value is None or not _SAFE.fullmatch(value):
+    if header is None or not _SAFE.fullmatch(header):
         return None
-    envelope = _SENTINEL.fullmatch(value)
+    envelope = _SENTINEL.fullmatch(header)
     if envelope is None:
-        return value.decode()
+        return header.decode()
     try:
         decoded = base64.b64decode(envelope[1], validate=True)
         # unused bits of the last character are ignored by some decoders: one spelling only

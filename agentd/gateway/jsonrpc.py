@@ -7,12 +7,11 @@ and half of another.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn
 
 import orjson
 
-from .types import RequestId
+from .types import RequestId, value
 
 __all__ = ["INVALID_REQUEST", "PARSE_ERROR", "BodyError", "Message", "load", "parse"]
 
@@ -37,7 +36,7 @@ class BodyError(Exception):
         self.id = id
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Message:
     """One parsed message. `params` is empty for a response."""
 
@@ -168,6 +167,8 @@ def _is_id(value: Any) -> bool:
 
 def _check_case(mapping: dict[str, Any], reserved: frozenset[str], known: RequestId | None) -> None:
     """Go's encoding/json, and what is built on it, matches keys without regard to case."""
+    if mapping.keys() <= reserved:
+        return
     folded = {key.casefold() for key in mapping}
     if len(folded) != len(mapping):
         raise BodyError(INVALID_REQUEST, "two keys of one object differ only in case", known)

@@ -1,6 +1,7 @@
 """Which headers pass the gateway, in both directions. Pure."""
 
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -27,20 +28,31 @@ _NOT_PASSED: Final = HOP_BY_HOP | {
 _FORGED: Final = re.compile(
     rb"wardmesh[-_].*|x[-_]forwarded[-_].*|(?:content|transfer|mcp|last|accept|x)_.*|mcp-.*_.*|x-[a-z]+_.*"
 )
+_NONE: Final[frozenset[bytes]] = frozenset()
 _NOT_ANSWERED: Final = HOP_BY_HOP | {b"content-length", b"mcp-session-id"}
 
 
 def request_headers(headers: Headers, caller: Caller) -> list[tuple[bytes, bytes]]:
     """What goes upstream of a caller's headers, with who it is. Session and resumption are added by who opened them."""
-    dropped = _NOT_PASSED
-    if any(name == b"connection" for name, _ in headers):
-        dropped = dropped | connection_options(headers)
-    passed = [pair for pair in headers if pair[0] not in dropped and not _FORGED.fullmatch(pair[0])]
-    passed.append((b"accept-encoding", b"identity"))
-    passed.append((b"wardmesh-node", caller.name.encode()))
-    passed.append((b"wardmesh-node-id", caller.node_id.encode()))
-    passed.append((b"wardmesh-tags", ",".join(caller.tags).encode()))
+    options = connection_options(headers) if any(name == b"connection" for name, _ in headers) else _NONE
+    passed = [pair for pair in headers if _passes(pair[0]) and pair[0] not in options]
+    passed += _identity(caller)
     return passed
+
+
+@lru_cache(maxsize=1024)
+def _passes(name: bytes) -> bool:
+    return name not in _NOT_PASSED and not _FORGED.fullmatch(name)
+
+
+@lru_cache(maxsize=1024)
+def _identity(caller: Caller) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"accept-encoding", b"identity"),
+        (b"wardmesh-node", caller.name.encode()),
+        (b"wardmesh-node-id", caller.node_id.encode()),
+        (b"wardmesh-tags", ",".join(caller.tags).encode()),
+    )
 
 
 def answer_headers(headers: Headers) -> list[tuple[bytes, bytes]]:

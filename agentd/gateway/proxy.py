@@ -5,6 +5,7 @@ elsewhere, and what a grant means is the policy's.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -13,7 +14,7 @@ from controller.wire.mcp import Service
 from .answers import JSON, denial, error_body
 from .eras import MODERN_VERSIONS, Accepted, Refusal, classify, client_info, trace_context
 from .http.exchange import Exchange
-from .http.head import BadRequestError, find
+from .http.head import BadRequestError
 from .identity import IdentitySource
 from .jsonrpc import INVALID_REQUEST, BodyError, Message, parse
 from .live import Live, Running
@@ -32,7 +33,6 @@ from .types import (
     Decision,
     Deny,
     Era,
-    Headers,
     Policy,
     RequestId,
     Upstream,
@@ -144,34 +144,34 @@ class ServiceApp:
     # --- from a request to a call
 
     def _check_meant_for_us(self, exchange: Exchange) -> None:
-        headers = exchange.head.headers
-        if not self._guard.is_ours(find(headers, b"host")):
+        fields = exchange.head.fields
+        if not self._guard.is_ours(fields.get(b"host")):
             raise BadRequestError(421, f"Host does not name {self.service.name}")
-        origin = find(headers, b"origin")
+        origin = fields.get(b"origin")
         if origin is not None and not self._guard.is_welcome(origin):
             raise BadRequestError(403, "pages of this origin may not call")
 
     async def _serve_mcp(self, asked: Asked) -> None:
         head = asked.exchange.head
-        if head.target.partition(b"?")[0] != self._path:
+        if head.target != self._path and head.target.partition(b"?")[0] != self._path:
             raise BadRequestError(404, f"the MCP endpoint is {self.service.path}")
         if head.method == "POST":
             await self._serve_post(asked)
-        elif head.method in {"GET", "DELETE"} and find(head.headers, b"mcp-protocol-version") not in _MODERN:
+        elif head.method in {"GET", "DELETE"} and head.fields.get(b"mcp-protocol-version") not in _MODERN:
             await self._serve_stream_or_end(asked)
         else:
             asked.exchange.reply(405, [(b"allow", b"POST")])
             self._trail.refused(asked, 405, f"{head.method} is not served")
 
     async def _serve_post(self, asked: Asked) -> None:
-        headers = asked.exchange.head.headers
-        _check_content(headers)
+        head = asked.exchange.head
+        _check_content(head.fields)
         body = await asked.exchange.read_body(self.service.limits.body)
         try:
             message = parse(body, self.service.limits.depth)
         except BodyError as error:
             raise _RefusedError(Refusal(400, error.code, str(error), error.id)) from None
-        accepted = classify(headers, message)
+        accepted = classify(head.fields, head.repeated, message)
         if isinstance(accepted, Refusal):
             raise _RefusedError(accepted)
         session = None
@@ -183,13 +183,13 @@ class ServiceApp:
             headers=self._passed(asked, session),
             body=body,
             caller=asked.caller,
-            call=self._call(accepted, headers, body),
+            call=self._call(accepted, head.fields, body),
             session=session,
             replayable=message.method in _REPLAYABLE,
         )
         await self._decide_and_pass(asked, request)
 
-    def _call(self, accepted: Accepted, headers: Headers, body: bytes) -> Call:
+    def _call(self, accepted: Accepted, fields: Mapping[bytes, bytes], body: bytes) -> Call:
         message: Message = accepted.message
         arguments = message.params.get("arguments")
         return Call(
@@ -202,7 +202,7 @@ class ServiceApp:
             body=body,
             params=message.params,
             version=accepted.version,
-            trace=trace_context(message, headers),
+            trace=trace_context(message, fields),
             client_info=client_info(message),
         )
 
@@ -213,7 +213,7 @@ class ServiceApp:
             raise BadRequestError(400, f"a {head.method} has no body")
         session = self._session(asked, None)
         headers = self._passed(asked, session)
-        last_event = find(head.headers, b"last-event-id")
+        last_event = head.fields.get(b"last-event-id")
         if last_event is not None:
             headers.append((b"last-event-id", last_event))
         request = UpstreamRequest(
@@ -234,7 +234,7 @@ class ServiceApp:
         exchange, head = asked.exchange, asked.exchange.head
         if self._target != b"/" and _climbs(head.target):
             raise BadRequestError(400, "the path leaves the service")
-        declared = find(head.headers, b"content-length")
+        declared = head.fields.get(b"content-length")
         length = int(declared) if declared is not None else None
         streams = not exchange.complete_body and (length is None or length > _STREAMED_BODY)
         request = UpstreamRequest(
@@ -263,11 +263,12 @@ class ServiceApp:
 
     def _session(self, asked: Asked, request_id: RequestId | None) -> str | None:
         """The upstream's id of the session that the client names; None when it names none."""
-        given = [value for name, value in asked.exchange.head.headers if name == b"mcp-session-id"]
-        if not given:
+        head = asked.exchange.head
+        given = head.fields.get(b"mcp-session-id")
+        if given is None:
             return None
-        session = self._gateway.sessions.open(asked.caller, self.service.name, given[0]) if len(given) == 1 else None
-        if session is None:
+        session = self._gateway.sessions.open(asked.caller, self.service.name, given)
+        if session is None or b"mcp-session-id" in head.repeated:
             # not 403: whether the session exists for somebody else is nobody's business
             raise _RefusedError(Refusal(404, INVALID_REQUEST, _NO_SESSION, request_id), session=True)
         return session
@@ -338,13 +339,15 @@ def _reply(exchange: Exchange, refusal: Refusal) -> None:
     exchange.reply(refusal.status, [JSON], error_body(refusal.id, refusal.code, refusal.message, refusal.data))
 
 
-def _check_content(headers: Headers) -> None:
+def _check_content(fields: Mapping[bytes, bytes]) -> None:
     """A body that is not plain UTF-8 JSON would be read differently by somebody."""
-    kind, _, parameters = (find(headers, b"content-type") or b"").lower().partition(b";")
-    charset = parameters.replace(b" ", b"").replace(b'"', b"")
-    if kind.strip() != b"application/json" or charset not in {b"", b"charset=utf-8"}:
-        raise BadRequestError(415, "the content type must be application/json, in UTF-8")
-    if find(headers, b"content-encoding") is not None:
+    given = fields.get(b"content-type", b"")
+    if given != b"application/json":
+        kind, _, parameters = given.lower().partition(b";")
+        charset = parameters.replace(b" ", b"").replace(b'"', b"")
+        if kind.strip() != b"application/json" or charset not in {b"", b"charset=utf-8"}:
+            raise BadRequestError(415, "the content type must be application/json, in UTF-8")
+    if b"content-encoding" in fields:
         raise BadRequestError(415, "the body must not be compressed")
 
 

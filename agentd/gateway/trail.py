@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from .http.exchange import Exchange
@@ -26,14 +26,16 @@ _numbers = itertools.count()
 _PROCESS: Final = f"{time.time_ns():x}-{os.getpid():x}"
 
 
-@dataclass(frozen=True, slots=True)
 class Asked:
     """A request whose caller is known. `id` joins its records."""
 
-    exchange: Exchange
-    caller: Caller
-    started: float = field(default_factory=time.perf_counter)
-    id: str = field(default_factory=lambda: f"{_PROCESS}-{next(_numbers):x}")
+    __slots__ = ("caller", "exchange", "id", "started")
+
+    def __init__(self, exchange: Exchange, caller: Caller) -> None:
+        self.exchange = exchange
+        self.caller = caller
+        self.started = time.perf_counter()
+        self.id = f"{_PROCESS}-{next(_numbers):x}"
 
 
 class Trail:

@@ -6,7 +6,7 @@ Values and protocols only. Imports no other part of the gateway, so that data pa
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeVar, dataclass_transform
 
 from controller.wire.base import Address, NodeName, PublicKey, Tag
 from controller.wire.netmap import NodeId
@@ -37,7 +37,20 @@ __all__ = [
     "UpstreamError",
     "UpstreamRequest",
     "UpstreamResponse",
+    "value",
 ]
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def value(cls: type[T]) -> type[T]:
+    """A dataclass that is frozen to the type checker only, for what is made for every call.
+
+    A frozen one costs 3 us to make at a dozen fields, this one 0.6 us, and a call makes seven of them.
+    """
+    return dataclass(slots=True)(cls)
+
 
 # modern: 2026-07-28, stateless. legacy: 2025-03-26 to 2025-11-25, sessions. http: a service of kind http.
 Era = Literal["modern", "legacy", "http"]
@@ -82,7 +95,7 @@ class Caller:
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ClientInfo:
     """What the client says of itself. Unverified: for the audit trail, never for a decision."""
 
@@ -99,7 +112,7 @@ class TraceContext:
     baggage: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Call:
     """One JSON-RPC request or notification, strictly parsed; for a service of kind http, one HTTP request.
 
@@ -182,7 +195,7 @@ class AuditEvent(StrEnum):
     STREAM_REVOKED = "gateway:stream:revoked"  # an open stream ended because it is no longer allowed
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """How an exchange ended. Bytes are those of the HTTP bodies. `error`: the JSON-RPC error code of the answer.
 
@@ -197,7 +210,7 @@ class Outcome:
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AuditRecord:
     """One thing that happened. `id` joins the records of one exchange; `time` is in seconds since the epoch.
 
@@ -235,7 +248,7 @@ class UpstreamError(Exception):
         self.reached = reached
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UpstreamRequest:
     """What the gateway passes on. `headers` are clean: no hop-by-hop ones, nothing that the caller could forge.
 

@@ -113,7 +113,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, released: Callable[["UpstreamConnection", bool], None]) -> None:
         self._released = released
         self._loop = asyncio.get_running_loop()
-        self._parser: Any = None
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._response: Response | None = None
         self._head: asyncio.Future[Response] | None = None
         self._header_bytes = 0  # of headers that have ended
@@ -143,7 +143,8 @@ class UpstreamConnection(asyncio.Protocol):
         if self.closed:
             raise UpstreamError("the upstream closed the connection", reached=False)
         self.used += 1
-        self._parser = httptools.HttpResponseParser(self)
+        if self._is_head:
+            self._parser = httptools.HttpResponseParser(self)  # the old one still waits for a body
         self._response = Response(self)
         self._head = self._loop.create_future()
         self._header_bytes = 0

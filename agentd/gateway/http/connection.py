@@ -35,13 +35,15 @@ class Connection(asyncio.Protocol):
         "_drained",
         "_fault",
         "_head_bytes",
-        "_header_bytes",
+        "_headers",
         "_incoming",
         "_loop",
+        "_now",
         "_offered",
         "_parser",
         "_queue",
         "_retired",
+        "_segment",
         "_server",
         "_task",
         "_wanted",
@@ -64,8 +66,10 @@ class Connection(asyncio.Protocol):
         self._wanted: asyncio.Future[None] | None = None  # the task waits for a request
         self._drained: asyncio.Future[None] | None = None  # set while the client does not take what we write
         self._fault: BadRequestError | None = None
-        self._header_bytes = 0  # of headers that have ended
+        self._headers: list[tuple[bytes, bytes]] | None = None  # of the head that is arriving
         self._head_bytes = 0  # of segments that held nothing but a part of the head
+        self._segment = 0  # bytes of the segment that is being read
+        self._now = 0.0  # when it came
         self._offered = False  # the head that is arriving offers an upgrade
         self._discarding = False
         self._retired = False
@@ -94,9 +98,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._discarding or self._fault is not None or self.closed:
             return
-        if self._incoming is None and not self._queue and self._current is None:
-            self.deadline = self._loop.time() + self.limits.head_seconds
+        self._now = self._loop.time()
+        self._segment = len(data)
         unfinished = self._incoming
+        if unfinished is None and not self._queue and self._current is None:
+            self.deadline = self._now + self.limits.head_seconds
         try:
             self._parser.feed_data(data)
             if unfinished is not None and unfinished is self._incoming and not unfinished.complete_head:
@@ -144,7 +150,7 @@ class Connection(asyncio.Protocol):
             self._blame(BadRequestError(400, "too many requests before the first answer"))
             return
         self._incoming = Exchange(self)
-        self._header_bytes = 0
+        self._headers = self._incoming.head.headers
         self._head_bytes = 0
         self._offered = False
 
@@ -156,41 +162,41 @@ class Connection(asyncio.Protocol):
             self._blame(BadRequestError(414, f"the path is longer than {self.limits.target_bytes} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        incoming = self._incoming
-        if incoming is None or incoming.complete_head:
+        headers = self._headers
+        if headers is None:
             return  # a trailer: nothing of what we decide may come after the body, so they end here
-        headers = incoming.head.headers
-        self._header_bytes += len(name) + len(value) + 4
-        if self._header_bytes > self.limits.header_bytes or len(headers) >= self.limits.header_count:
-            self._blame(BadRequestError(431, "the request's headers are too large"))
-            return
         headers.append((name.lower(), value.strip(b" \t")))
+        if len(headers) > self.limits.header_count:
+            self._blame(BadRequestError(431, f"there are more than {self.limits.header_count} headers"))
 
     def on_headers_complete(self) -> None:
         incoming, parser = self._incoming, self._parser
         if incoming is None or incoming.complete_head or self._fault is not None:
             return  # the second head of a body-only parser, or of a request that was refused already
-        head = incoming.head
+        head, self._headers = incoming.head, None
         head.method = parser.get_method().decode()
         head.version = parser.get_http_version()
+        head.arrived()
         # llhttp takes an offered upgrade for the end of persistence; it is not
-        head.keep_alive = parser.should_keep_alive() or (parser.should_upgrade() and head.version == "1.1")
         self._offered = parser.should_upgrade()
+        head.keep_alive = parser.should_keep_alive() or (self._offered and head.version == "1.1")
         try:
+            if self._head_bytes + self._segment > self.limits.header_bytes:
+                self._weigh(head.headers)
             check_request(head)
         except BadRequestError as error:
             self._blame(error)
             return
-        incoming.head_arrived()
+        incoming.complete_head = True
         self._queue.append(incoming)
-        self.deadline = self._loop.time() + self.limits.body_pause
+        self.deadline = self._now + self.limits.body_pause
         self._wake()
 
     def on_body(self, body: bytes) -> None:
         if self._incoming is not None:
             held_back = self._incoming.body_arrived(body)
             # a client that is held back is not the one who is slow
-            self.deadline = math.inf if held_back else self._loop.time() + self.limits.body_pause
+            self.deadline = math.inf if held_back else self._now + self.limits.body_pause
 
     def on_message_complete(self) -> None:
         if self._offered or self._incoming is None or self._fault is not None:
@@ -218,6 +224,11 @@ class Connection(asyncio.Protocol):
         """The body after an offered upgrade has ended; an ordinary parser reads on."""
         self._parser = httptools.HttpRequestParser(self)
 
+    def _weigh(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Exactly, where the segments' sizes do not show that they are small enough. Raises BadRequestError."""
+        if sum(len(name) + len(value) + 4 for name, value in headers) > self.limits.header_bytes:
+            raise BadRequestError(431, "the request's headers are too large")
+
     def _count_head(self, size: int) -> None:
         """The parser keeps a header to itself until it has ended; one without end must not fill memory."""
         self._head_bytes += size
@@ -230,6 +241,7 @@ class Connection(asyncio.Protocol):
             return
         self._fault = fault
         incoming, self._incoming = self._incoming, None
+        self._headers = None
         if incoming is not None and incoming.complete_head:
             incoming.body_failed(fault)
             if incoming is not self._current and incoming in self._queue:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from ..types import Headers
-from .head import BadRequestError, RequestHead, find, render_head
+from .head import BadRequestError, RequestHead, render_head
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -78,7 +78,7 @@ class Exchange:
 
     async def read_body(self, limit: int) -> bytes:
         """The whole body. Raises BadRequestError (413 above `limit` bytes)."""
-        declared = find(self.head.headers, b"content-length")
+        declared = self.head.fields.get(b"content-length")
         if declared is not None and int(declared) > limit:
             raise BadRequestError(413, f"the body is larger than {limit} bytes")
         if self.complete_body and len(self._body) == 1 and self._buffered <= limit:
@@ -116,7 +116,7 @@ class Exchange:
                 self._connection.deadline = asyncio.get_running_loop().time() + self._connection.limits.body_pause
 
     def _invite(self) -> None:
-        if not self.complete_body and not self.started and find(self.head.headers, b"expect") is not None:
+        if not self.complete_body and not self.started and b"expect" in self.head.fields:
             self._connection.transport.write(_CONTINUE)
 
     async def _more(self, deadline: float) -> None:
@@ -134,9 +134,6 @@ class Exchange:
             raise self._fault
 
     # --- events of the connection
-
-    def head_arrived(self) -> None:
-        self.complete_head = True
 
     def body_arrived(self, data: bytes) -> bool:
         """Returns whether the client is held back now."""

@@ -5,6 +5,7 @@ or LF, folded lines, white space before the colon and control characters; the re
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -46,6 +47,9 @@ _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
+_NONE: Final[frozenset[bytes]] = frozenset()
+
+
 class BadRequestError(Exception):
     """The request cannot be answered as asked; the connection ends after `status`, with the text as its body."""
 
@@ -56,13 +60,26 @@ class BadRequestError(Exception):
 
 @dataclass(slots=True)
 class RequestHead:
-    """A request's head. `headers`: names in lower case, in the order they came."""
+    """A request's head. `headers`: names in lower case, in the order they came.
+
+    `fields`: by name, the last of equal ones. `repeated`: names of what came more than once; whoever decides by a field
+    asks there first.
+    """
 
     method: str = ""
     target: bytes = b""
     version: str = "1.1"
     keep_alive: bool = True
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    fields: dict[bytes, bytes] = field(default_factory=dict)
+    repeated: frozenset[bytes] = _NONE
+
+    def arrived(self) -> None:
+        """All headers are there."""
+        self.fields = dict(self.headers)
+        if len(self.fields) != len(self.headers):
+            counts = Counter(name for name, _ in self.headers)
+            self.repeated = frozenset(name for name, count in counts.items() if count > 1)
 
 
 def find(headers: Headers, name: bytes) -> bytes | None:
@@ -90,26 +107,21 @@ def check_request(head: RequestHead) -> None:
         raise BadRequestError(501, f"the method {head.method} is not served")
     if not head.target.startswith(b"/") or b"#" in head.target:
         raise BadRequestError(400, "the request target must be a path: /mcp")
-    _check_headers(head)
-    if find(head.headers, b"host") is None and head.version == "1.1":
+    fields = head.fields
+    if not head.repeated.isdisjoint(_SINGLE):
+        name = min(head.repeated & _SINGLE).decode()
+        raise BadRequestError(400, f"the header {name} appears more than once")
+    # RFC 9112 section 6.1: a coding that we do not know has a length that we do not know; one in a message of HTTP/1.0
+    # is a sign of smuggling.
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None and (coding.lower() != b"chunked" or head.version == "1.0"):
+        raise BadRequestError(501, "the only transfer coding is chunked, in HTTP/1.1")
+    if b"connection" in fields and any(map(_END_TO_END.fullmatch, connection_options(head.headers))):
+        raise BadRequestError(400, "Connection names a header that is not its to name")
+    if b"expect" in fields and fields[b"expect"].lower() != b"100-continue":
+        raise BadRequestError(417, "the only expectation is 100-continue")
+    if b"host" not in fields and head.version == "1.1":
         raise BadRequestError(400, "the Host header is missing")
-
-
-def _check_headers(head: RequestHead) -> None:
-    seen: set[bytes] = set()
-    for name, value in head.headers:
-        if name in _SINGLE:
-            if name in seen:
-                raise BadRequestError(400, f"the header {name.decode()} appears more than once")
-            seen.add(name)
-        # RFC 9112 section 6.1: a coding that we do not know has a length that we do not know; one in a message of
-        # HTTP/1.0 is a sign of smuggling.
-        if name == b"transfer-encoding" and (value.lower() != b"chunked" or head.version == "1.0"):
-            raise BadRequestError(501, "the only transfer coding is chunked, in HTTP/1.1")
-        if name == b"connection" and any(_END_TO_END.fullmatch(option) for option in connection_options(head.headers)):
-            raise BadRequestError(400, "Connection names a header that is not its to name")
-        if name == b"expect" and value.lower() != b"100-continue":
-            raise BadRequestError(417, "the only expectation is 100-continue")
 
 
 def without_hop_by_hop(headers: Headers) -> list[tuple[bytes, bytes]]:
