@@ -1,8 +1,8 @@
 """`tests/bench/run NAME [--json]`: runs one bench where its kernel is, and prints what it found.
 
 A bench is a module tests/bench/NAME.py with `measure(bench: Bench) -> None`, a docstring that says what it measures,
-and `NEEDS_KERNEL = True` when it needs WireGuard in the kernel. Exit code 0 whatever the figures; not 0 only when
-nothing could be measured.
+and `NEEDS_KERNEL = True` when it needs WireGuard in the kernel. Its `prepare()`, if it has one, runs first, where there
+is a network. Exit code 0 whatever the figures; not 0 only when nothing could be measured.
 """
 
 import argparse
@@ -64,6 +64,8 @@ def load(name: str) -> ModuleType:
 
 def run(module: ModuleType, name: str, results: Path) -> int:
     """Run the bench in a place of its own, with this kernel or the guest's; returns the exit code."""
+    if hasattr(module, "prepare"):
+        module.prepare()
     guest = getattr(module, "NEEDS_KERNEL", False) and bool(missing_features())
     command = [sys.executable, "-m", "tests.bench", name, "--measure-here", str(results / "bench.json")]
     if guest:
