@@ -6,7 +6,7 @@ takes turns between the things compared and keeps every measurement.
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -91,7 +91,7 @@ class Bench:
         self.bars[name] = bar
         return bar
 
-    def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+    def table(self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
         """Print a table; numbers are rounded to four significant digits."""
         self.console.print(f"\n{title}", style="bold")
         table = Table()

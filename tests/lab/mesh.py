@@ -108,7 +108,8 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         """`agentd status --json`, whatever its exit code says."""
-        return json.loads(self.run("status", "--json", check=False))
+        status: dict[str, Any] = json.loads(self.run("status", "--json", check=False))
+        return status
 
     def restart(self) -> None:
         """Run the daemon again; it must have ended. Returns at once: the controller may be away."""

@@ -100,7 +100,7 @@ def test_eventually_tells_the_last_answer() -> None:
 
 def test_eventually_does_not_hide_other_errors() -> None:
     with pytest.raises(KeyError):
-        eventually(lambda: {}["missing"])
+        eventually(lambda: dict[str, str]()["missing"])
 
 
 def _alive(pid: int) -> bool:

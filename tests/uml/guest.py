@@ -25,12 +25,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NoReturn
 
 HERE: Final = Path(__file__).resolve().parent
 REPOSITORY: Final = HERE.parent.parent
-BEGIN: Final = b"\x1e wardmesh guest: begin\x1e"
-END: Final = b"\x1e wardmesh guest: end\x1e"
 # Exit codes that are the guest's fault, not the command's; as timeout(1) and the shell use them.
 TIMED_OUT: Final = 124
 GUEST_FAILED: Final = 125
@@ -40,6 +38,14 @@ SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 
 class GuestError(Exception):
     """The guest could not run the command; the message says why."""
+
+    code = GUEST_FAILED
+
+
+class GuestTimeoutError(GuestError):
+    """The command took longer than it may."""
+
+    code = TIMED_OUT
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,14 @@ class Job:
 
 @dataclass
 class Screen:
-    """Splits the console into what the kernel prints (kept, for diagnosis) and what the command prints (shown)."""
+    """Splits the console into what the kernel prints (kept, for diagnosis) and what the command prints (shown).
+
+    `begin` and `end` frame the command's output; nobody else knows them.
+    """
 
     output: int
+    begin: bytes
+    end: bytes
     showing: bool = False
     ended: bool = False
     pending: bytes = b""
@@ -70,20 +81,20 @@ class Screen:
         self._remember(chunk)
         self.pending += chunk
         if not self.showing and not self.ended:
-            before, found, after = self.pending.partition(BEGIN)
+            before, found, after = self.pending.partition(self.begin)
             if not found:
-                self.pending = self.pending[-len(BEGIN) :]
+                self.pending = self.pending[-len(self.begin) :]
                 return
             self.showing, self.pending = True, after
         if self.showing:
-            before, found, after = self.pending.partition(END)
+            before, found, after = self.pending.partition(self.end)
             if found:
                 self.showing, self.ended = False, True
                 self._show(before)
                 self.pending = b""
                 return
             # The frame's end may be cut in two by the read: hold back what could be its beginning.
-            keep = next((n for n in range(len(END) - 1, 0, -1) if self.pending.endswith(END[:n])), 0)
+            keep = next((n for n in range(len(self.end) - 1, 0, -1) if self.pending.endswith(self.end[:n])), 0)
             cut = len(self.pending) - keep
             self._show(self.pending[:cut])
             self.pending = self.pending[cut:]
@@ -127,7 +138,10 @@ def boot(job: Job) -> int:
 
 def _run(job: Job, kernel: Path, directory: Path) -> int:
     terminal = os.get_terminal_size(0) if job.interactive else None
+    begin, end = (f"\x1e{word} {secrets.token_hex(8)}\x1e" for word in ("begin", "end"))
     description = {
+        "begin": begin,
+        "end": end,
         "argv": list(job.argv),
         "cwd": str(job.cwd),
         "env": job.env,
@@ -142,7 +156,7 @@ def _run(job: Job, kernel: Path, directory: Path) -> int:
     (directory / "memory").mkdir()
 
     command = _command(job, kernel, directory)
-    screen = Screen(sys.stdout.fileno())
+    screen = Screen(sys.stdout.fileno(), begin.encode(), end.encode())
     deadline = time.monotonic() + job.timeout
     sys.stdout.flush()
     with (
@@ -162,7 +176,9 @@ def _run(job: Job, kernel: Path, directory: Path) -> int:
         finally:
             guest.kill()  # unshare dies, and by --kill-child its process namespace with everything in it
     if timed_out:
-        raise GuestError(f"the guest did not finish within {job.timeout:.0f} s; its last lines:\n{screen.last_lines()}")
+        raise GuestTimeoutError(
+            f"the guest did not finish within {job.timeout:.0f} s; its last lines:\n{screen.last_lines()}"
+        )
     try:
         return int((directory / "exit").read_text())
     except (OSError, ValueError) as error:
@@ -290,12 +306,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return boot(parse(arguments))
     except GuestError as error:
         print(f"tests/uml/run: {error}", file=sys.stderr)
-        return TIMED_OUT if "did not finish" in str(error) else GUEST_FAILED
+        return error.code
     except KeyboardInterrupt:
         return 130
 
 
-def _stop(number: int, frame: Any) -> None:
+def _stop(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 

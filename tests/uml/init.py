@@ -17,11 +17,7 @@ import sys
 import termios
 import traceback
 from pathlib import Path
-from typing import Any, Final, NoReturn
-
-# These two lines frame the command's output on the console; the host shows only what is between them.
-BEGIN: Final = "\x1e wardmesh guest: begin\x1e"
-END: Final = "\x1e wardmesh guest: end\x1e"
+from typing import Any, NoReturn
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MNT_DETACH = 2
@@ -131,9 +127,7 @@ def run_piped(job: dict[str, Any], console: int) -> int:
         if source in ready:
             chunk = os.read(source, 65536)
             write_all(console, chunk)
-        if ended in ready and not chunk:
-            return reap_until(pid)
-        if source in ready and not chunk:
+        if not chunk:
             return reap_until(pid)
 
 
@@ -171,10 +165,10 @@ def main() -> None:
     for directory in job["shares"]:
         mount("none", directory, "hostfs", directory)
     console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
-    write_all(console, BEGIN.encode())
+    write_all(console, job["begin"].encode())
     code = (run_on_terminal if job["terminal"] else run_piped)(job, console)
     termios.tcdrain(console)
-    write_all(console, END.encode())
+    write_all(console, job["end"].encode())
     termios.tcdrain(console)
     save_kernel_log(Path("/run/job/kernel.log"))
     Path("/run/job/exit").write_text(f"{code}\n")
