@@ -98,8 +98,11 @@ def load(state: StateDir) -> tuple[SavedMap | None, str | None]:
 
 
 def denied(netmap: Netmap) -> Netmap:
-    """The same host without peers and rules: default deny, for a node that was removed or disabled."""
-    return netmap.model_copy(update={"peers": {}, "sets": {}, "rules": {}})
+    """The same host without peers, rules and services: default deny, for a node that was removed or disabled."""
+    node = netmap.node.model_copy(update={"held": ()})
+    return netmap.model_copy(
+        update={"node": node} | {key: {} for key in ("peers", "sets", "rules", "services", "calls", "names")}
+    )
 
 
 def next_expiry(netmap: Netmap, now: float) -> int | None:

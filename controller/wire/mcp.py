@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from .base import Address, Message, NodeName, Revision
 from .file_paths import check_base
 from .matching import check_glob, check_host_pattern, check_pattern, check_schema, check_uri_glob
-from .netmap import AddressSet
+from .sets import AddressSet
 
 __all__ = [
     "ArgumentRule",

@@ -11,6 +11,8 @@ from typing import Annotated, Final, Literal, TypeVar
 from pydantic import Field
 
 from .base import Address, Endpoint, Message, NodeName, Prefix, PublicKey, Revision, Tag
+from .mcp import McpGrant, Service, ServiceName
+from .sets import AddressSet
 
 __all__ = [
     "ALL_PORTS",
@@ -52,18 +54,20 @@ class Mesh(Message):
 
 
 class SelfNode(Message):
-    """The host that this netmap is for."""
+    """The host that this netmap is for. `held`: the addresses of the services that it is to answer for now."""
 
     id: NodeId
     name: NodeName
     addresses: tuple[Address, ...]
+    held: tuple[Address, ...] = ()
     tags: tuple[Tag, ...] = ()
 
 
 class Peer(Message):
     """A node that policy lets this host exchange packets with, in either direction.
 
-    `addresses` are its mesh addresses and, as /32 and /128, its allowed IPs: cryptokey routing makes them its identity.
+    `addresses` are its mesh addresses; with those of the services that it holds now, `held`, they are, as /32 and /128,
+    its allowed IPs: cryptokey routing makes them its identity.
     `endpoints` are candidates, best first. `keepalive` is in seconds, None for off.
     """
 
@@ -71,17 +75,11 @@ class Peer(Message):
     name: NodeName
     public_key: PublicKey
     addresses: tuple[Address, ...]
+    held: tuple[Address, ...] = ()
     tags: tuple[Tag, ...] = ()
     kind: Literal["agent", "static"] = "agent"
     endpoints: tuple[Endpoint, ...] = ()
     keepalive: Annotated[int, Field(ge=1, le=65535)] | None = None
-
-
-class AddressSet(Message):
-    """Mesh addresses under one name (`tag:agents`, `node:db1`): what rules refer to, and what changes by element."""
-
-    name: str
-    addresses: frozenset[Address]
 
 
 class Rule(Message):
@@ -89,6 +87,8 @@ class Rule(Message):
 
     `ports` are inclusive destination ports of the flow's first packet, sorted and disjoint; empty for ICMP, which has
     none. `expires` is in seconds since the epoch: the host itself ends the rule then. `grant` names the policy's grant.
+    `local`, of an `in` rule: names of sets, in which the address that the packet is for must be; empty: it must be one
+    of the host's own addresses, not one that it holds for a service.
     """
 
     id: str
@@ -97,11 +97,16 @@ class Rule(Message):
     protocol: Protocol
     ports: tuple[PortRange, ...] = ()
     peers: tuple[str, ...]
+    local: tuple[str, ...] = ()
     expires: int | None = None
 
 
 class Netmap(Message):
-    """The whole desired state of one host at one revision."""
+    """The whole desired state of one host at one revision.
+
+    `services`: those that this host may serve, whether it holds their addresses now or another host does. `calls`: who
+    may make which calls on them. `names`: the services that this host may call, each with its addresses.
+    """
 
     revision: Revision
     mesh: Mesh
@@ -109,6 +114,9 @@ class Netmap(Message):
     peers: dict[str, Peer] = Field(default_factory=dict, description="by node id")
     sets: dict[str, AddressSet] = Field(default_factory=dict, description="by set name")
     rules: dict[str, Rule] = Field(default_factory=dict, description="by rule id")
+    services: dict[str, Service] = Field(default_factory=dict, description="by service name")
+    calls: dict[str, McpGrant] = Field(default_factory=dict, description="by grant id")
+    names: dict[ServiceName, tuple[Address, ...]] = Field(default_factory=dict, description="by service name")
 
 
 class SetChange(Message):
@@ -132,12 +140,19 @@ class Delta(Message):
     sets: tuple[SetChange, ...] = ()
     rules: tuple[Rule, ...] = ()
     rules_removed: tuple[str, ...] = ()
+    services: tuple[Service, ...] = ()
+    services_removed: tuple[ServiceName, ...] = ()
+    calls: tuple[McpGrant, ...] = ()
+    calls_removed: tuple[str, ...] = ()
+    names: dict[ServiceName, tuple[Address, ...]] = Field(default_factory=dict)
+    names_removed: tuple[ServiceName, ...] = ()
 
     def is_empty(self) -> bool:
         """True when folding would change nothing but the revision."""
-        return not (
-            self.mesh or self.node or self.peers or self.peers_removed or self.sets or self.rules or self.rules_removed
-        )
+        return not any(getattr(self, name) for name in _CHANGES)
+
+
+_CHANGES: Final = tuple(name for name in Delta.model_fields if name not in ("base", "revision"))
 
 
 class FoldError(Exception):
@@ -160,6 +175,9 @@ def fold(netmap: Netmap, delta: Delta) -> Netmap:
         peers=_replace(netmap.peers, {p.id: p for p in delta.peers}, delta.peers_removed),
         sets=_fold_sets(netmap.sets, delta.sets),
         rules=_replace(netmap.rules, {r.id: r for r in delta.rules}, delta.rules_removed),
+        services=_replace(netmap.services, {s.name: s for s in delta.services}, delta.services_removed),
+        calls=_replace(netmap.calls, {c.id: c for c in delta.calls}, delta.calls_removed),
+        names=_replace(netmap.names, delta.names, delta.names_removed),
     )
 
 
@@ -172,12 +190,26 @@ def diff(old: Netmap, new: Netmap) -> Delta:
         revision=new.revision,
         mesh=new.mesh if new.mesh != old.mesh else None,
         node=new.node if new.node != old.node else None,
-        peers=tuple(peer for key, peer in new.peers.items() if old.peers.get(key) != peer),
-        peers_removed=tuple(key for key in old.peers if key not in new.peers),
+        peers=tuple(_changed(old.peers, new.peers).values()),
+        peers_removed=_gone(old.peers, new.peers),
         sets=tuple(change for change in changes if change is not None),
-        rules=tuple(rule for key, rule in new.rules.items() if old.rules.get(key) != rule),
-        rules_removed=tuple(key for key in old.rules if key not in new.rules),
+        rules=tuple(_changed(old.rules, new.rules).values()),
+        rules_removed=_gone(old.rules, new.rules),
+        services=tuple(_changed(old.services, new.services).values()),
+        services_removed=_gone(old.services, new.services),
+        calls=tuple(_changed(old.calls, new.calls).values()),
+        calls_removed=_gone(old.calls, new.calls),
+        names=_changed(old.names, new.names),
+        names_removed=_gone(old.names, new.names),
     )
+
+
+def _changed(old: dict[str, T], new: dict[str, T]) -> dict[str, T]:
+    return {key: value for key, value in new.items() if old.get(key) != value}
+
+
+def _gone(old: dict[str, T], new: dict[str, T]) -> tuple[str, ...]:
+    return tuple(key for key in old if key not in new)
 
 
 def _diff_set(name: str, old: AddressSet | None, new: AddressSet | None) -> SetChange | None:

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from .base import Endpoint, Message, PublicKey, Revision, Text
 from .denials import MOST_DENIALS, Denial
+from .mcp import ServiceName
 from .netmap import Delta, Netmap
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "Hello",
     "HostReport",
     "Report",
+    "Serving",
     "Snapshot",
     "agent_frame",
     "controller_frame",
 ]
 
 STREAM_PATH = "/api/v1/stream"
+SERVING_INTERVAL = 2.0  # seconds
 PROTOCOL = "wardmesh.v1"  # the WebSocket subprotocol; a change that old agents cannot read changes it
 
 
@@ -87,6 +90,17 @@ class Drift(Message):
     what: Annotated[Text, Field(max_length=1000)]
 
 
+class Serving(Message):
+    """How the services that the host may serve are: None for one that can answer, or why it cannot.
+
+    Sent every SERVING_INTERVAL seconds while there is one, and at once when something changed, so that another host
+    takes a service over within seconds.
+    """
+
+    type: Literal["serving"] = "serving"
+    services: dict[ServiceName, Annotated[Text, Field(max_length=1000)] | None]
+
+
 class Snapshot(Message):
     """Replaces whatever map the host holds."""
 
@@ -110,7 +124,7 @@ class Bye(Message):
     retry: bool = True
 
 
-AgentFrame = Annotated[Hello | Report | Applied | Denials | Drift, Field(discriminator="type")]
+AgentFrame = Annotated[Hello | Report | Applied | Denials | Drift | Serving, Field(discriminator="type")]
 ControllerFrame = Annotated[Snapshot | DeltaFrame | Bye, Field(discriminator="type")]
 
 agent_frame: TypeAdapter[AgentFrame] = TypeAdapter(AgentFrame)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.wire.mcp import HttpUpstream, McpGrant, Service
 from controller.wire.netmap import (
     AddressSet,
     Delta,
@@ -25,13 +26,15 @@ KEYS = ("YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE=", "YmJiYmJiYmJiYmJiYmJiYmJ
 names = st.sampled_from(["a", "b", "c", "d"])
 addresses = st.integers(1, 9).map(lambda n: f"100.64.0.{n}")
 meshes = st.sampled_from([MESH, MESH.model_copy(update={"domain": "other.internal"})])
-nodes = st.builds(SelfNode, id=st.just("n0"), name=names, addresses=st.tuples(addresses))
+held = st.sampled_from([(), ("100.64.0.200",)])
+nodes = st.builds(SelfNode, id=st.just("n0"), name=names, addresses=st.tuples(addresses), held=held)
 peers = st.builds(
     Peer,
     id=names,
     name=names,
     public_key=st.sampled_from(KEYS),
     addresses=st.tuples(addresses),
+    held=held,
     keepalive=st.sampled_from([None, 25]),
 )
 sets = st.builds(AddressSet, name=names, addresses=st.frozensets(addresses, max_size=4))
@@ -45,6 +48,19 @@ rules = st.builds(
     peers=st.tuples(names),
     expires=st.sampled_from([None, 1_900_000_000]),
 )
+services = st.builds(
+    Service,
+    name=names,
+    addresses=st.tuples(addresses),
+    upstream=st.builds(HttpUpstream, url=st.sampled_from(["http://127.0.0.1:3000/mcp", "http://127.0.0.1:3001/mcp"])),
+)
+calls = st.builds(
+    McpGrant,
+    id=names,
+    peers=st.tuples(names),
+    services=st.tuples(names),
+    tools=st.sampled_from([("search_*",), ()]),
+)
 
 
 @st.composite
@@ -56,6 +72,9 @@ def netmaps(draw: st.DrawFn, revision: int) -> Netmap:
         peers={p.id: p for p in draw(st.lists(peers, max_size=4))},
         sets={s.name: s for s in draw(st.lists(sets, max_size=4))},
         rules={r.id: r for r in draw(st.lists(rules, max_size=4))},
+        services={s.name: s for s in draw(st.lists(services, max_size=4))},
+        calls={c.id: c for c in draw(st.lists(calls, max_size=4))},
+        names=draw(st.dictionaries(names, st.tuples(addresses), max_size=4)),
     )
 
 
@@ -140,3 +159,29 @@ def test_a_rule_allows_what_it_names_and_nothing_else(rule: Rule, flow: Flow, al
         rules={"r": rule},
     )
     assert bool(allowing(netmap, flow, now=100.0)) == allowed
+
+
+def test_a_rule_for_a_service_is_not_a_rule_for_its_host() -> None:
+    to_host = allowance(id="host", peers=("tag:ops",))
+    to_service = to_host.model_copy(update={"id": "service", "local": ("svc:github",)})
+    to_nobody = to_host.model_copy(update={"id": "nobody", "local": ("svc:gone",)})
+    netmap = Netmap(
+        revision=1,
+        mesh=MESH,
+        node=SelfNode(id="n0", name="a", addresses=("100.64.0.1",), held=("100.64.0.200", "100.64.0.201")),
+        sets={
+            "tag:ops": AddressSet(name="tag:ops", addresses=frozenset({"100.64.0.2"})),
+            "svc:github": AddressSet(name="svc:github", addresses=frozenset({"100.64.0.200"})),
+            "svc:gone": AddressSet(name="svc:gone", addresses=frozenset({"100.64.0.202"})),
+        },
+        rules={rule.id: rule for rule in (to_host, to_service, to_nobody)},
+    )
+
+    def rules_for(local: str | None) -> list[str]:
+        flow = Flow(direction="in", peer="100.64.0.2", protocol="tcp", port=443, local=local)
+        return [rule.id for rule in allowing(netmap, flow, now=0)]
+
+    assert rules_for(None) == rules_for("100.64.0.1") == ["host"]
+    assert rules_for("100.64.0.200") == ["service"]
+    assert rules_for("100.64.0.201") == []
+    assert rules_for("100.64.0.202") == []
