@@ -14,6 +14,7 @@ from tests.lab.kernel import has_wireguard
 TESTS = Path(__file__).parent
 MARKERS = {
     "host_kernel": "needs no WireGuard in the kernel: tests/run runs it on the host even when the rest goes to a guest",
+    "fresh_input": "draws new input in every run: a failure is a finding, and is not run again to see whether it passes",
 }
 
 
@@ -30,6 +31,9 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what this kernel cannot run, saying what can. Only by hand: tests/run sends every test where it belongs."""
     keep_selected(config, items)
+    for item in items:
+        if item.get_closest_marker("fresh_input"):
+            item.add_marker(pytest.mark.flaky(reruns=0))
     needing = [item for item in items if _needs_wireguard(item)]
     if needing and not has_wireguard():
         _skip(needing, "this kernel has no WireGuard: use `tests/run kernel -- ARGUMENTS`")

@@ -19,6 +19,8 @@ from controller.server import Running
 from .hosts import new_node
 from .support import Client
 
+pytestmark = pytest.mark.fresh_input
+
 DOCUMENTS: Final = 1000
 PUT_EVERY: Final = 5
 VALID: Final = """\

@@ -19,7 +19,7 @@ from agentd.model import LinkSettings
 from tests.kernel.maps import Member, allow, netmap
 from tests.kernel.mutant import kinds, without
 
-pytestmark = pytest.mark.host_kernel
+pytestmark = [pytest.mark.host_kernel, pytest.mark.fresh_input]
 
 REGULAR: Final = 2
 FILES: Final = ("test_firewall_packets.py", "test_firewall.py")

@@ -24,7 +24,7 @@ from tests.kernel.guarded import GUARDED, Guarded
 from tests.kernel.maps import MESH, Member
 from tests.kernel.traffic import BEACON, BEACON_RULE, ODD, Probe, verdicts
 
-pytestmark = pytest.mark.host_kernel
+pytestmark = [pytest.mark.host_kernel, pytest.mark.fresh_input]
 
 PACKETS: Final = int(os.environ.get("WARDMESH_PACKETS", "6000"))
 PER_DOCUMENT: Final = 150
