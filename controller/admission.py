@@ -8,6 +8,7 @@ from controller.problems import Kind, Refused
 from controller.store.store import Mutation, Reading
 from controller.store.values import StoredNode
 from controller.wire.base import Address, NodeName, PublicKey
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
 __all__ = ["MAX_ENDPOINTS", "Admission", "check_name_free", "check_public_key_free", "summary"]
@@ -39,7 +40,7 @@ async def check_public_key_free(tables: Reading, public_key: PublicKey, besides:
 
 
 class Admission:
-    """Gives nodes their addresses. `quarantine` is how long a released one rests before another node gets it."""
+    """Gives nodes and services their addresses. `quarantine` is how long a released one rests before others get it."""
 
     def __init__(self, quarantine: timedelta) -> None:
         self._quarantine = quarantine
@@ -58,20 +59,34 @@ class Admission:
         await tx.addresses.take(number, node_id)
         return number
 
+    async def allocate_for_service(self, tx: Mutation, service: ServiceName) -> int:
+        """Take the number that the service had before, if nobody got it since, or the next free one; return it.
+
+        Raises Refused (POOL_EMPTY).
+        """
+        number = await tx.addresses.last_of(service)
+        if number is None:
+            number = await self._next(tx)
+        await tx.addresses.take_for_service(number, service)
+        return number
+
     async def _check_free(self, tx: Mutation, number: int, wanted: str) -> None:
         held = await tx.addresses.held(number)
         if held is None:
             return
-        if held.node_id is not None:
-            holder = await tx.nodes.get(held.node_id)
-            owner = repr(holder.name) if holder else held.node_id
-            raise Refused(Kind.ADDRESS_TAKEN, f"{wanted} belongs to the node {owner}: request another address, or none")
-        if held.released is not None and held.released > tx.now - self._quarantine:
+        if held.released is None:
+            owner = f"the service {held.service!r}" if held.service is not None else await self._owner(tx, held.node_id)
+            raise Refused(Kind.ADDRESS_TAKEN, f"{wanted} belongs to {owner}: request another address, or none")
+        if held.released > tx.now - self._quarantine:
             raise Refused(
                 Kind.ADDRESS_QUARANTINED,
                 f"{wanted} was released at {_time(held.released)} and rests until "
                 f"{_time(held.released + self._quarantine)}: request another address, or wait",
             )
+
+    async def _owner(self, tx: Mutation, node_id: NodeId | None) -> str:
+        holder = await tx.nodes.get(node_id) if node_id is not None else None
+        return f"the node {holder.name!r}" if holder else f"the node {node_id}"
 
     async def _next(self, tx: Mutation) -> int:
         number = await tx.addresses.next_new(tx.plan.last_number)

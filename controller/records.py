@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from controller.wire.base import Address, Endpoint, NodeName, PublicKey, Tag
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import Mesh, NodeId
 from controller.wire.rest import NodeState
 
-__all__ = ["Change", "Fleet", "NodeRecord", "PolicyRecord"]
+__all__ = ["Change", "Fleet", "NodeRecord", "PolicyRecord", "ServiceRecord"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,18 @@ class PolicyRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceRecord:
+    """A gateway service's place in the mesh: its own addresses, and who holds them. What it is, the policy says.
+
+    `holder` may be a node that may not serve it any more: then nobody holds the addresses until that is mended.
+    """
+
+    name: ServiceName
+    addresses: tuple[Address, ...]
+    holder: NodeId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One committed mutation: produced by the store at commit, consumed by the mesh.
 
@@ -49,6 +62,7 @@ class Change:
     revision: int
     nodes: Mapping[NodeId, NodeRecord | None] = field(default_factory=dict)
     policy: PolicyRecord | None = None
+    services: Mapping[ServiceName, ServiceRecord | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +73,4 @@ class Fleet:
     mesh: Mesh
     nodes: Mapping[NodeId, NodeRecord]
     policy: PolicyRecord
+    services: Mapping[ServiceName, ServiceRecord] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from controller.addresses import FIRST_NUMBER
 from controller.store.models import AddressRow, PoolRow
 from controller.store.unit import Unit
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
 __all__ = ["AddressTable", "Held"]
@@ -24,10 +25,11 @@ _LOOK_AHEAD: Final = 64  # numbers that were requested before the cursor reached
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Why a number is not free: its node's, or resting since `released`."""
+    """Why a number is not free: its node's or its service's, or resting since `released`."""
 
     number: int
     node_id: NodeId | None
+    service: ServiceName | None
     released: datetime | None
 
 
@@ -48,23 +50,36 @@ class AddressTable:
         await self._session.flush()
 
     async def used(self) -> int:
-        """How many numbers belong to nodes."""
+        """How many numbers belong to nodes and services."""
         return await self._session.scalar(select(PoolRow.used).where(PoolRow.id == _POOL)) or 0
 
     async def held(self, number: int) -> Held | None:
         """Who or what holds `number`; None when it was never handed out."""
         row = await self._session.get(AddressRow, number, populate_existing=True)
-        return Held(row.number, row.node_id, row.released) if row else None
+        return Held(row.number, row.node_id, row.service, row.released) if row else None
 
     async def take(self, number: int, node_id: NodeId) -> None:
         """Give `number`, which is free or resting, to the node."""
+        await self._take(AddressRow(number=number, node_id=node_id, service=None, released=None))
+
+    async def take_for_service(self, number: int, service: ServiceName) -> None:
+        """Give `number`, which is free or resting, to the service."""
+        await self._take(AddressRow(number=number, node_id=None, service=service, released=None))
+
+    async def last_of(self, service: ServiceName) -> int | None:
+        """The resting number that this service had and nobody else got since; None when there is none."""
+        return await self._session.scalar(
+            select(AddressRow.number).where(AddressRow.service == service, AddressRow.released.is_not(None))
+        )
+
+    async def _take(self, row: AddressRow) -> None:
         self._unit.writing()
-        await self._session.merge(AddressRow(number=number, node_id=node_id, released=None))
+        await self._session.merge(row)
         await self._session.execute(update(PoolRow).values(used=PoolRow.used + 1))
         await self._session.flush()
 
     async def release(self, number: int, now: datetime) -> None:
-        """Take `number` from its node and let it rest from `now` on."""
+        """Take `number` from its node or service and let it rest from `now` on. A service may have it back."""
         self._unit.writing()
         await self._session.execute(
             update(AddressRow).where(AddressRow.number == number).values(node_id=None, released=now)

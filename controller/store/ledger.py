@@ -30,6 +30,7 @@ async def append(unit: Unit, *, time: datetime, actor: str, action: Action, subj
             time=time,
             nodes=sorted(unit.changed_nodes),
             policy=unit.changed_policy is not None,
+            services=sorted(unit.changed_services),
         )
     )
     await unit.session.flush()  # the audit entry refers to it

@@ -25,6 +25,7 @@ __all__ = [
     "PoolRow",
     "PresenceRow",
     "ResponseRow",
+    "ServiceRow",
     "TokenRow",
 ]
 
@@ -141,12 +142,27 @@ class PresenceRow(Base):
 
 
 class AddressRow(Base):
-    """A host number that is in use, or was: with no node, it is in quarantine since `released`, then free."""
+    """A host number that is in use, or was: with `released`, it is in quarantine since then, then free.
+
+    It belongs to a node or to a service; a released one remembers the service that had it, so that it can come back.
+    """
 
     __tablename__ = "addresses"
     number: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     node_id: Mapped[str | None] = mapped_column(String(64), unique=True)
+    service: Mapped[str | None] = mapped_column(String(63), unique=True, index=True)
     released: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class ServiceRow(Base):
+    """A gateway service of the policy in force: its host number, and which node holds that."""
+
+    __tablename__ = "services"
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, unique=True)
+    holder: Mapped[str | None] = mapped_column(String(64))
+    since: Mapped[datetime]  # when it got this holder, or lost its last one
+    revision: Mapped[int] = mapped_column(BigInteger)
 
 
 class PoolRow(Base):
@@ -210,6 +226,7 @@ class ChangeRow(Base):
     time: Mapped[datetime]
     nodes: Mapped[list[str]]
     policy: Mapped[bool]
+    services: Mapped[list[str]]
 
 
 class AuditRow(Base):

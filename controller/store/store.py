@@ -28,6 +28,7 @@ from controller.store.engine import Engines, StoreError, lock_writers, translate
 from controller.store.ledger import Ledger, PolicyTable
 from controller.store.models import MeshRow, ResponseRow
 from controller.store.nodes import NodeTable, write_presence
+from controller.store.services import ServiceTable
 from controller.store.unit import Unit
 from controller.wire.netmap import Mesh, NodeId
 
@@ -47,6 +48,7 @@ class Reading:
         self.keys = KeyTable(unit)
         self.tokens = TokenTable(unit)
         self.policy = PolicyTable(unit)
+        self.services = ServiceTable(unit)
         self.ledger = Ledger(unit)
 
     @property
@@ -185,6 +187,7 @@ class Store:
                 mesh=mesh,
                 nodes={node.id: node.record for node in nodes},
                 policy=PolicyRecord(policy.revision, policy.text) if policy else PolicyRecord(0, ""),
+                services={service.name: service.record for service in await tables.services.all()},
             )
 
     async def changes_after(self, revision: int) -> list[Change]:
@@ -194,11 +197,13 @@ class Store:
             for row in await tables.ledger.changes_after(revision):
                 nodes = {node_id: await tables.nodes.get(node_id) for node_id in row.nodes}
                 policy = await tables.policy.current() if row.policy else None
+                services = {name: await tables.services.get(name) for name in row.services}
                 changes.append(
                     Change(
                         revision=row.revision,
                         nodes={node_id: node.record if node else None for node_id, node in nodes.items()},
                         policy=PolicyRecord(policy.revision, policy.text) if policy else None,
+                        services={name: service.record if service else None for name, service in services.items()},
                     )
                 )
             return changes
@@ -225,7 +230,7 @@ class Store:
             new=mutation.new,
         )
         await unit.session.commit()
-        change = Change(revision=mutation.revision, nodes=unit.changed_nodes, policy=unit.changed_policy)
+        change = Change(mutation.revision, unit.changed_nodes, unit.changed_policy, unit.changed_services)
         for hear in self._subscribers:
             hear(change)
 

@@ -3,7 +3,8 @@
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controller.addresses import AddressPlan
-from controller.records import NodeRecord, PolicyRecord
+from controller.records import NodeRecord, PolicyRecord, ServiceRecord
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
 __all__ = ["ReadOnlyError", "Unit"]
@@ -20,6 +21,7 @@ class Unit:
         self.session = session
         self.changed_nodes: dict[NodeId, NodeRecord | None] = {}
         self.changed_policy: PolicyRecord | None = None
+        self.changed_services: dict[ServiceName, ServiceRecord | None] = {}
         self._plan = plan
         self._revision = revision
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from controller.records import NodeRecord
+from controller.records import NodeRecord, ServiceRecord
 from controller.wire.base import Address, Endpoint, NodeName, PublicKey, Tag
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 from controller.wire.rest import AdminRole, NodeState
 
-__all__ = ["NodeFilter", "StoredKey", "StoredNode", "StoredPolicy", "StoredToken"]
+__all__ = ["NodeFilter", "StoredKey", "StoredNode", "StoredPolicy", "StoredService", "StoredToken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +118,20 @@ class StoredPolicy:
     text: str
     applied: datetime
     actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredService:
+    """A gateway service's place in the mesh. `since`: when it got its holder, or lost the last one."""
+
+    name: ServiceName
+    number: int
+    addresses: tuple[Address, ...]
+    holder: NodeId | None
+    since: datetime
+    revision: int = 0
+
+    @property
+    def record(self) -> ServiceRecord:
+        """The service as the mesh sees it."""
+        return ServiceRecord(self.name, self.addresses, self.holder)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -20,12 +21,12 @@ from controller.idempotency import Once, Replay
 from controller.identity.secret import digest
 from controller.keys import FirstContact, Keys
 from controller.problems import Kind, Refused
-from controller.records import Change
+from controller.records import Change, ServiceRecord
 from controller.store.engine import Engines, StoreError
 from controller.store.models import AuditRow, Base, ChangeRow, ResponseRow
 from controller.store.store import Mutation, Store
 from controller.store.unit import ReadOnlyError
-from controller.store.values import NodeFilter, StoredNode
+from controller.store.values import NodeFilter, StoredNode, StoredService
 from controller.wire.enrol import JoinString
 from controller.wire.netmap import Mesh
 from controller.wire.rest import EnrolmentKeyCreate, Health
@@ -470,3 +471,55 @@ async def test_changes_hold_no_rows_of_discarded_work(store: Store) -> None:
     async with store.read() as tables:
         rows = await tables.ledger.changes_after(0)
     assert [type(row) for row in rows] == [ChangeRow]
+
+
+class TestServices:
+    async def save(self, store: Store, name: str, holder: str | None = None) -> StoredService:
+        async with store.mutation("test", Action.POLICY_APPLY, "policy") as tx:
+            number = await Admission(QUARANTINE).allocate_for_service(tx, name)
+            return await tx.services.save(name, number, holder, tx.now)
+
+    async def remove(self, store: Store, service: StoredService) -> None:
+        async with store.mutation("test", Action.POLICY_APPLY, "policy") as tx:
+            await tx.services.remove(service.name)
+            await tx.addresses.release(service.number, tx.now)
+
+    async def test_are_part_of_the_fleet_and_of_the_change_that_made_them(self, store: Store) -> None:
+        heard: list[Change] = []
+        store.subscribe(heard.append)
+        saved = await self.save(store, "github", holder="n1")
+        record = ServiceRecord("github", ("100.88.0.2", "fd12:3456:789a::2"), "n1")
+        assert heard == [Change(revision=2, services={"github": record})]
+        assert await store.changes_after(1) == heard
+        assert (await store.fleet(MESH)).services == {"github": record}
+        await self.remove(store, saved)
+        assert heard[1:] == await store.changes_after(2) == [Change(revision=3, services={"github": None})]
+        assert (await store.fleet(MESH)).services == {}
+
+    async def test_never_share_an_address_with_a_node(self, store: Store) -> None:
+        one, service, other = await add_node(store, "a"), await self.save(store, "github"), await add_node(store, "b")
+        assert [one.number, service.number, other.number] == [2, 3, 4]
+        with pytest.raises(Refused, match=r"100\.88\.0\.3 belongs to the service 'github'"):
+            await add_node(store, "c", addresses=service.addresses[:1])
+        async with store.read() as tables:
+            assert await tables.addresses.used() == 3
+
+    async def test_get_the_address_back_that_they_had(self, store: Store) -> None:
+        service = await self.save(store, "github")
+        await self.remove(store, service)
+        with pytest.raises(Refused, match="rests until"):
+            await add_node(store, "a", addresses=service.addresses[:1])
+        await self.save(store, "other")
+        assert await self.save(store, "github") == replace(service, revision=5, since=ANY)
+        async with store.read() as tables:
+            assert await tables.addresses.used() == 2
+
+    async def test_lose_the_address_that_a_node_asked_for_after_its_rest(
+        self, store: Store, clock: MovableClock
+    ) -> None:
+        service = await self.save(store, "github")
+        await self.remove(store, service)
+        clock.advance(hours=2)
+        node = await add_node(store, "a", addresses=service.addresses[:1])
+        assert node.number == service.number
+        assert (await self.save(store, "github")).number != service.number
