@@ -14,7 +14,7 @@ from tests.lab.kernel import has_wireguard
 TESTS = Path(__file__).parent
 MARKERS = {
     "host_kernel": "needs no WireGuard in the kernel: tests/run runs it on the host even when the rest goes to a guest",
-    "fresh_input": "draws new input in every run: a failure is a finding, and is not run again to see whether it passes",
+    "fresh_input": "draws new input in every run: a failure is a finding, and is not run again to see if it passes",
 }
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "classify",
     "client_info",
     "mirrored_name",
+    "repeated_routing",
     "trace_context",
     "unsupported_version",
     "upstream_is_legacy",
@@ -88,9 +89,9 @@ def classify(routing: Mapping[bytes, bytes], repeated: frozenset[bytes], message
 
     `routing`: its headers by name in lower case; `repeated`: the names of those that came more than once.
     """
-    if not repeated.isdisjoint(_ROUTING):
-        twice = min(repeated & _ROUTING).decode()
-        return Refusal(400, HEADER_MISMATCH, f"{twice} header appears more than once", message.id)
+    refusal = repeated_routing(repeated, message.id)
+    if refusal is not None:
+        return refusal
     if message.kind == "notification" and not message.method.startswith("notifications/"):
         # A server that is lax about ids might do what it asks, without having been asked in a way that is checked.
         return Refusal(400, INVALID_REQUEST, f"{message.method} is a request and needs an id")
@@ -105,6 +106,14 @@ def classify(routing: Mapping[bytes, bytes], repeated: frozenset[bytes], message
     if message.kind == "notification":
         return _modern_notification(header, claimed, routing, message)
     return _modern(header, meta, routing, message)
+
+
+def repeated_routing(repeated: frozenset[bytes], request_id: RequestId | None = None) -> Refusal | None:
+    """The refusal of a request in which a routing header came more than once: readers take the first, or the last."""
+    if repeated.isdisjoint(_ROUTING):
+        return None
+    twice = min(repeated & _ROUTING).decode()
+    return Refusal(400, HEADER_MISMATCH, f"{twice} header appears more than once", request_id)
 
 
 def _modern(header: str | None, meta: Any, routing: Mapping[bytes, bytes], message: Message) -> Accepted | Refusal:

@@ -12,7 +12,7 @@ from typing import Final
 from controller.wire.mcp import Service
 
 from .answers import JSON, denial, error_body
-from .eras import MODERN_VERSIONS, Accepted, Refusal, classify, client_info, trace_context
+from .eras import MODERN_VERSIONS, Accepted, Refusal, classify, client_info, repeated_routing, trace_context
 from .http.exchange import Exchange
 from .http.head import BadRequestError
 from .identity import IdentitySource
@@ -211,6 +211,9 @@ class ServiceApp:
         head = asked.exchange.head
         if await asked.exchange.read_body(0):
             raise BadRequestError(400, f"a {head.method} has no body")
+        refusal = repeated_routing(head.repeated)
+        if refusal is not None:
+            raise _RefusedError(refusal)
         session = self._session(asked, None)
         headers = self._passed(asked, session)
         last_event = head.fields.get(b"last-event-id")

@@ -148,6 +148,19 @@ async def test_mirrored_headers_must_agree_in_this_era_too(lab: Lab, headers: di
     assert upstream.seen == []
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("name", ["Mcp-Method", "Mcp-Name", "MCP-Protocol-Version"])
+async def test_a_routing_header_that_comes_twice_is_refused_without_a_body_too(
+    lab: Lab, method: str, name: str
+) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream)
+    client = await lab.client(running)
+    answer = await client.ask(method, headers={name: VERSION, name.lower(): VERSION})
+    assert (answer.status, answer.code) == (400, -32020)
+    assert upstream.seen == []
+
+
 async def test_the_get_stream_carries_what_the_server_says(lab: Lab, server: str) -> None:
     running = await lab.gateway(server)
     client, listener = await lab.client(running), await lab.client(running)
