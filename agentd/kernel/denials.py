@@ -16,9 +16,9 @@ from typing import Final, get_args
 from agentd.denied import Flow
 from controller.wire.denials import Where
 
+from .base_chains import LOG_GROUP, LOG_PREFIX
 from .errors import refused
 from .netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attribute, attributes, messages
-from .ruleset import LOG_GROUP, LOG_PREFIX
 
 __all__ = ["DenialLog", "flow_of"]
 

@@ -4,14 +4,14 @@ Who is in which set changes far more often than rules do, and with ten thousand 
 milliseconds of Python. The result is the one that `compile_ruleset` gives; it remains the definition.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agentd.model import LinkSettings, Ruleset
 from controller.wire.base import Address
-from controller.wire.netmap import Mesh, Netmap, Rule, SelfNode
+from controller.wire.netmap import Mesh, Netmap
 
-from .ruleset import compile_ruleset, elements_of, live_rules, named_sets, profile_name
+from .ruleset import Place, compile_ruleset, elements_of, held_elements, live_rules, places_of, profile_name
 
 __all__ = ["Recompiler"]
 
@@ -22,9 +22,8 @@ class _Frame:
 
     link: LinkSettings
     mesh: Mesh
-    node: SelfNode
-    rules: list[Rule]
-    sets: list[str]
+    addresses: tuple[Address, ...]
+    places: list[Place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,7 @@ class Recompiler:
 
     def __call__(self, netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
         """As `compile_ruleset`, which see."""
-        rules = live_rules(netmap, now)
-        frame = _Frame(link, netmap.mesh, netmap.node, rules, named_sets(netmap, rules))
+        frame = _Frame(link, netmap.mesh, netmap.node.addresses, places_of(netmap, live_rules(netmap, now)))
         ruleset = None
         if self._last is not None and self._last.frame == frame:
             ruleset = _move(self._last, netmap)
@@ -54,28 +52,38 @@ class Recompiler:
 
 
 def _move(last: _Last, netmap: Netmap) -> Ruleset | None:
-    """The last ruleset with the addresses that joined or left a set moved; None when that makes or ends a profile."""
-    sets = last.frame.sets
-    touched = _touched(last.netmap, netmap, sets)
-    if not touched:
-        return last.ruleset
-    elements = {name: dict(keys) for name, keys in last.ruleset.elements.items() if name in _MEMBERSHIP}
+    """The last ruleset with the addresses moved that joined or left a set, or that the host holds or no longer does.
+
+    None when that makes or ends a profile.
+    """
+    elements = {**last.ruleset.elements, **held_elements(netmap, last.frame.places)}
+    for place in last.frame.places:
+        touched = _touched(last.netmap, netmap, place.sets)
+        if not touched:
+            continue
+        moved = _move_in(place, netmap, touched, last.ruleset)
+        if moved is None:
+            return None
+        elements |= moved
+    return replace(last.ruleset, elements=elements)
+
+
+def _move_in(
+    place: Place, netmap: Netmap, touched: Iterable[Address], before: Ruleset
+) -> dict[str, dict[str, str]] | None:
+    elements = {name: dict(before.elements[name]) for name in place.containers()}
     left: set[str] = set()
     for address in touched:
-        named = [name for name in sets if address in netmap.sets[name].addresses]
+        named = [name for name in place.sets if address in netmap.sets[name].addresses]
         profile = profile_name(named)
-        if named and f"from/{profile}" not in last.ruleset.chains:
+        if named and f"from/{profile}{place.suffix}" not in before.chains:
             return None
-        for name, verdict in elements_of(profile, address):
+        for name, verdict in elements_of(place, profile, address):
             left.add(elements[name].pop(address, verdict))
             if named:
                 elements[name][address] = verdict
-    if not all(_leads(elements, verdict) for verdict in left):
-        return None
-    return replace(last.ruleset, elements={**last.ruleset.elements, **elements})
-
-
-_MEMBERSHIP = frozenset({"from4", "from6", "to4", "to6"})
+    # A profile without addresses is not part of the table.
+    return elements if all(_leads(elements, verdict) for verdict in left) else None
 
 
 def _touched(old: Netmap, new: Netmap, sets: Iterable[str]) -> set[Address]:
@@ -87,7 +95,7 @@ def _touched(old: Netmap, new: Netmap, sets: Iterable[str]) -> set[Address]:
     return touched
 
 
-def _leads(elements: dict[str, dict[str, str]], verdict: str) -> bool:
-    """True while any address is led to this chain: a profile without addresses is not part of the table."""
+def _leads(elements: Mapping[str, Mapping[str, str]], verdict: str) -> bool:
+    """True while any address is led to this chain."""
     kind = verdict.removeprefix("jump ").partition("/")[0]
-    return any(verdict in elements[f"{kind}{family}"].values() for family in "46")
+    return any(verdict in keys.values() for name, keys in elements.items() if name.startswith(kind))

@@ -6,6 +6,10 @@ How a packet on the mesh link is judged, each one, not only the first of a flow:
     direction, protocol, port --(the profile's maps in/… and out/…)--> the chain of a grant: count, accept
     anything that falls through: count, log at a limited rate, drop
 
+This is for the host's own addresses. An address that it holds for a service leads, by the maps held.in and held.out, to
+maps and chains of that service's own, which are alike and whose names end in `_at_` and the service; only rules that
+name the service are in them. A service that comes or goes is an element, as its place is there either way.
+
 A profile is the combination of sets that an address is in, so that every address is in exactly one, and the two
 look-ups cost the same with ten peers or ten thousand. With the address first, N addresses and R rules take N + R
 elements; with the port first, every port's map would repeat every address. Who joins or leaves a set is one element.
@@ -23,43 +27,44 @@ from agentd.model import Chain, Container, LinkSettings, Ruleset
 from controller.wire.base import Address
 from controller.wire.netmap import Direction, Netmap, PortRange, Protocol, Rule
 
+from .base_chains import BASE_CONTAINERS, base_chains, judged
+
 __all__ = [
-    "LOG_GROUP",
-    "LOG_PREFIX",
+    "Place",
     "compile_ruleset",
     "elements_of",
+    "held_elements",
     "identifier",
     "live_rules",
-    "named_sets",
+    "places_of",
     "profile_name",
 ]
 
-LOG_GROUP: Final = 51820  # NFLOG group that denied packets go to
-LOG_PREFIX: Final = "wardmesh denied "  # and the direction
-_LOG: Final = f"log group {LOG_GROUP} prefix"
 _LONGEST: Final = 120  # kernel names have 255 bytes; two of ours and a prefix must fit where names are joined
 _PLAIN: Final = re.compile(r"[a-z0-9-]")
 _SINGLE_PORTS: Final = Container("map", "type inet_proto . inet_service : verdict")
 _PORT_RANGES: Final = Container("map", "type inet_service : verdict ; flags interval")
-_ERRORS4: Final = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
-_ERRORS6: Final = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
 
 
 def compile_ruleset(netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
     """The table for this map. Rules whose `expires` is not after `now` (seconds since the epoch) are left out."""
-    rules = live_rules(netmap, now)
-    profiles = _profiles(netmap, rules)
-    chains = _base_chains(netmap, link)
-    containers = dict(_CONTAINERS)
-    elements: dict[str, dict[str, str]] = {name: {} for name in ("from4", "from6", "to4", "to6")}
-    for profile in profiles:
-        chains |= profile.chains()
-        for name, (container, keys) in profile.maps().items():
-            containers[name], elements[name] = container, keys
-        for address in profile.addresses:
-            for name, verdict in elements_of(profile.name, address):
-                elements[name][address] = verdict
-    used = {grant for profile in profiles for grant in profile.grants()}
+    places = places_of(netmap, live_rules(netmap, now))
+    chains = base_chains(netmap, link)
+    containers = dict(BASE_CONTAINERS)
+    elements = held_elements(netmap, places)
+    used: set[_Grant] = set()
+    for place in places:
+        chains |= place.chains()
+        containers |= place.containers()
+        elements |= {name: {} for name in place.containers()}
+        for profile in _profiles(netmap, place):
+            chains |= profile.chains()
+            for name, (container, keys) in profile.maps().items():
+                containers[name], elements[name] = container, keys
+            for address in profile.addresses:
+                for name, verdict in elements_of(place, profile.name, address):
+                    elements[name][address] = verdict
+            used.update(profile.grants())
     chains |= {grant.chain: grant.definition() for grant in used}
     counters = {"denied/in", "denied/out", "denied/forward", "denied/spoofed", "denied/leaked"}
     return Ruleset(
@@ -76,17 +81,6 @@ def live_rules(netmap: Netmap, now: float) -> list[Rule]:
     return sorted(
         (rule for rule in netmap.rules.values() if rule.expires is None or now < rule.expires), key=_preference
     )
-
-
-def named_sets(netmap: Netmap, rules: Iterable[Rule]) -> list[str]:
-    """The sets that the rules name and the map has: what profiles are made of."""
-    return sorted({name for rule in rules for name in rule.peers if name in netmap.sets})
-
-
-def elements_of(profile: str, address: Address) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Which maps lead an address to its profile, and their verdicts: arriving, leaving."""
-    family = "6" if ":" in address else "4"
-    return (f"from{family}", f"jump from/{profile}"), (f"to{family}", f"jump to/{profile}")
 
 
 def _preference(rule: Rule) -> tuple[float, str]:
@@ -112,6 +106,78 @@ def identifier(name: str) -> str:
     if len(text) <= _LONGEST:
         return text
     return f"{text[:40]}_x{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What rules are for: the host's own addresses, or those of a service (of several, where they share addresses).
+
+    `addresses` are the service's, held now or not, so that a service that moves is an element of held.in and held.out;
+    () for the host's own. `sets` are those of peers that the rules name and the map has. `suffix` ends the name of
+    every map and chain of this place; `_at_` is part of no identifier, where `_` begins an escape.
+    """
+
+    suffix: str
+    addresses: tuple[Address, ...]
+    rules: tuple[Rule, ...]
+    sets: tuple[str, ...]
+
+    def chains(self) -> dict[str, Chain]:
+        """Where packets are judged that are for this place, and from it. For the own addresses the hooks do it."""
+        if not self.suffix:
+            return {}
+        return {
+            f"input{self.suffix}": Chain(judged("in", self.suffix)),
+            f"output{self.suffix}": Chain(judged("out", self.suffix)),
+        }
+
+    def containers(self) -> dict[str, Container]:
+        """The maps that lead peers to their profiles."""
+        return {
+            f"{direction}{family}{self.suffix}": Container("map", f"type ipv{family}_addr : verdict")
+            for direction in ("from", "to")
+            for family in "46"
+        }
+
+
+def places_of(netmap: Netmap, rules: Iterable[Rule]) -> list[Place]:
+    """The host's own place first, then the services'. Nothing depends on which addresses the host holds now."""
+    rules = list(rules)
+    found = [_place(netmap, "", (), [rule for rule in rules if not rule.local])]
+    services = _combinations(netmap, {name for rule in rules for name in rule.local})
+    for sets, addresses in services.items():
+        meant = [rule for rule in rules if not set(sets).isdisjoint(rule.local)]
+        found.append(_place(netmap, f"_at_{profile_name(list(sets))}", addresses, meant))
+    return found
+
+
+def _place(netmap: Netmap, suffix: str, addresses: Iterable[Address], rules: list[Rule]) -> Place:
+    sets = sorted({name for rule in rules for name in rule.peers if name in netmap.sets})
+    return Place(suffix, tuple(sorted(addresses)), tuple(rules), tuple(sets))
+
+
+def held_elements(netmap: Netmap, places: Iterable[Place]) -> dict[str, dict[str, str]]:
+    """What leads packets for and from the addresses that the host holds now to their service's place."""
+    found: dict[str, dict[str, str]] = {f"held.{way}{family}": {} for way in ("in", "out") for family in "46"}
+    for place in places:
+        for address in place.addresses:
+            if address in netmap.node.held:
+                family = "6" if ":" in address else "4"
+                found[f"held.in{family}"][address] = f"goto input{place.suffix}"
+                found[f"held.out{family}"][address] = f"goto output{place.suffix}"
+    return found
+
+
+def elements_of(place: Place, profile: str, address: Address) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Which maps lead an address to its profile, and their verdicts: arriving, leaving."""
+    family, suffix = "6" if ":" in address else "4", place.suffix
+    return (
+        (f"from{family}{suffix}", f"jump from/{profile}{suffix}"),
+        (f"to{family}{suffix}", f"jump to/{profile}{suffix}"),
+    )
 
 
 # --- grants -----------------------------------------------------------------------------------------------------------
@@ -146,12 +212,13 @@ class _Profile:
     """What the addresses of one combination of sets may do. Ranges are sorted and disjoint, ICMP has none."""
 
     name: str
+    suffix: str  # the place's
     addresses: tuple[Address, ...]
     ports: Mapping[tuple[Direction, Protocol], tuple[tuple[PortRange, _Grant], ...]]
     icmp: Mapping[Direction, _Grant]
 
     def name_of(self, kind: str) -> str:
-        return f"{kind}/{self.name}"
+        return f"{kind}/{self.name}{self.suffix}"
 
     def grants(self) -> Iterable[_Grant]:
         yield from self.icmp.values()
@@ -200,8 +267,14 @@ class _Profile:
             yield f"{condition} icmpv6 type echo-{echo} goto {grant.chain}"
 
 
-def _profiles(netmap: Netmap, rules: list[Rule]) -> list[_Profile]:
-    order = named_sets(netmap, rules)
+def _profiles(netmap: Netmap, place: Place) -> list[_Profile]:
+    combinations = _combinations(netmap, place.sets)
+    return [_profile(list(sets), addresses, place) for sets, addresses in combinations.items()]
+
+
+def _combinations(netmap: Netmap, names: Iterable[str]) -> dict[tuple[str, ...], list[Address]]:
+    """The addresses that are in any of these sets of the map, by the sorted names of all that they are in."""
+    order = sorted(name for name in names if name in netmap.sets)
     membership: dict[Address, int] = {}  # address -> bit mask over `order`
     for bit, name in enumerate(order):
         for address in netmap.sets[name].addresses:
@@ -209,10 +282,10 @@ def _profiles(netmap: Netmap, rules: list[Rule]) -> list[_Profile]:
     members: dict[int, list[Address]] = {}
     for address, mask in membership.items():
         members.setdefault(mask, []).append(address)
-    return [
-        _profile([name for bit, name in enumerate(order) if mask >> bit & 1], addresses, rules)
+    return {
+        tuple(name for bit, name in enumerate(order) if mask >> bit & 1): addresses
         for mask, addresses in members.items()
-    ]
+    }
 
 
 def profile_name(sets: list[str]) -> str:
@@ -223,8 +296,8 @@ def profile_name(sets: list[str]) -> str:
     return name
 
 
-def _profile(sets: list[str], addresses: list[Address], rules: list[Rule]) -> _Profile:
-    mine = [rule for rule in rules if not set(sets).isdisjoint(rule.peers)]
+def _profile(sets: list[str], addresses: list[Address], place: Place) -> _Profile:
+    mine = [rule for rule in place.rules if not set(sets).isdisjoint(rule.peers)]
     ports: dict[tuple[Direction, Protocol], tuple[tuple[PortRange, _Grant], ...]] = {}
     icmp: dict[Direction, _Grant] = {}
     directions: tuple[Direction, ...] = ("in", "out")
@@ -237,7 +310,7 @@ def _profile(sets: list[str], addresses: list[Address], rules: list[Rule]) -> _P
         for rule in mine:
             if rule.direction == direction and rule.protocol == "icmp":
                 icmp.setdefault(direction, _Grant(rule.grant, rule.expires))
-    return _Profile(name=profile_name(sets), addresses=tuple(addresses), ports=ports, icmp=icmp)
+    return _Profile(profile_name(sets), place.suffix, tuple(addresses), ports, icmp)
 
 
 def _assign(rules: list[Rule]) -> tuple[tuple[PortRange, _Grant], ...]:
@@ -254,110 +327,3 @@ def _assign(rules: list[Rule]) -> tuple[tuple[PortRange, _Grant], ...]:
         else:
             found.append(((low, after - 1), grant))
     return tuple(found)
-
-
-# --- what every table has ---------------------------------------------------------------------------------------------
-
-_CONTAINERS: Final[Mapping[str, Container]] = {
-    f"{direction}{family}": Container("map", f"type ipv{family}_addr : verdict")
-    for direction in ("from", "to")
-    for family in "46"
-} | {
-    f"logged{family}": Container("set", f"type ipv{family}_addr ; size 4096 ; flags dynamic,timeout ; timeout 1m")
-    for family in "46"
-}
-
-
-def _base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
-    name, mesh = f'"{link.name}"', netmap.mesh
-    own4 = sorted(address for address in netmap.node.addresses if ":" not in address)
-    own6 = sorted(address for address in netmap.node.addresses if ":" in address)
-    return {
-        # A mesh address on any other link, as source or as destination, is somebody who has not been through the
-        # tunnel. Before connection tracking and before any other table can rewrite it.
-        "arriving": Chain(
-            hook="type filter hook prerouting priority raw - 10 ; policy accept",
-            rules=(
-                f"iifname {name} return",
-                'iifname "lo" return',
-                *(f"{part} goto deny/spoofed" for part in _mesh("saddr", mesh.prefix4, mesh.prefix6)),
-                *(f"{part} goto deny/spoofed" for part in _mesh("daddr", mesh.prefix4, mesh.prefix6)),
-            ),
-        ),
-        "input": Chain(
-            hook="type filter hook input priority filter ; policy accept",
-            rules=(
-                f"iifname != {name} return",
-                *_own("daddr", own4, own6, "deny/in"),
-                *_judge_all("saddr", "from"),
-                f"ct state related {_ERRORS4} accept",
-                f"ct state related {_ERRORS6} accept",
-                "goto deny/in",
-            ),
-        ),
-        "output": Chain(
-            hook="type filter hook output priority filter ; policy accept",
-            rules=(
-                f"oifname != {name} goto elsewhere",
-                *_own("saddr", own4, own6, "deny/out"),
-                *_judge_all("daddr", "to"),
-                f"ct state related {_ERRORS4} accept",
-                f"ct state related {_ERRORS6} accept",
-                "goto deny/out",
-            ),
-        ),
-        "forward": Chain(
-            hook="type filter hook forward priority filter ; policy accept",
-            rules=(
-                f"iifname {name} goto deny/forward",
-                f"oifname {name} goto deny/forward",
-                "goto elsewhere",
-            ),
-        ),
-        # While the link is away, the default route must not carry the mesh's packets in clear. In output and forward,
-        # which together see every packet that leaves, and not in postrouting: one hook less for each packet.
-        "elsewhere": Chain(
-            rules=(
-                'oifname "lo" return',
-                *(f'{part} counter name "denied/leaked" drop' for part in _mesh("daddr", mesh.prefix4, mesh.prefix6)),
-            ),
-        ),
-        "deny/in": _deny("in", "saddr"),
-        "deny/out": _deny("out", "daddr", "ip daddr 224.0.0.0/4 drop", "ip6 daddr ff00::/8 drop"),
-        "deny/forward": _deny("forward", "saddr"),
-        "deny/spoofed": _deny("spoofed", "saddr"),
-    }
-
-
-def _mesh(field: str, prefix4: str, prefix6: str) -> tuple[str, str]:
-    return f"ip {field} {prefix4}", f"ip6 {field} {prefix6}"
-
-
-def _own(field: str, own4: list[str], own6: list[str], otherwise: str) -> Iterable[str]:
-    for family, word, own in (("ipv4", "ip", own4), ("ipv6", "ip6", own6)):
-        if own:
-            # A comparison where one will do: a look-up in a set of one costs several times as much.
-            expected = own[0] if len(own) == 1 else f"{{ {', '.join(own)} }}"
-            yield f"{word} {field} != {expected} goto {otherwise}"
-        else:
-            yield f"meta nfproto {family} goto {otherwise}"
-
-
-def _judge_all(field: str, direction: str) -> Iterable[str]:
-    yield f"ip {field} vmap @{direction}4"
-    # A chain of extension headers, SCTP, GRE or another tunnel is no TCP or UDP, whatever bytes come where the ports
-    # would be. IPv4 has no such chain; there the protocol is part of the look-up.
-    yield f"ip6 nexthdr {{ tcp, udp, icmpv6 }} ip6 {field} vmap @{direction}6"
-
-
-def _deny(name: str, field: str, *before: str) -> Chain:
-    limit = "limit rate 5/second burst 10 packets"
-    prefix = f'"{LOG_PREFIX}{name}"'
-    return Chain(
-        rules=(
-            *before,
-            f"update @logged4 {{ ip {field} {limit} }} {_LOG} {prefix}",
-            f"update @logged6 {{ ip6 {field} {limit} }} {_LOG} {prefix}",
-            f'counter name "denied/{name}" drop',
-        )
-    )

@@ -21,7 +21,10 @@ def public_key(private: bytes) -> str:
 
 @dataclass(frozen=True)
 class Member:
-    """A member of the mesh as maps name it. Number n has 100.64.0.n and fd77:7761:7264::n."""
+    """A member of the mesh as maps name it. Number n has 100.64.0.n and fd77:7761:7264::n.
+
+    `held` are the addresses of the services that it holds.
+    """
 
     number: int
     private_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
@@ -29,6 +32,7 @@ class Member:
     keepalive: int | None = None
     address: str = ""
     address6: str = ""
+    held: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", self.address or f"100.64.{self.number // 256}.{self.number % 256}")
@@ -48,6 +52,7 @@ class Member:
             name=self.name,
             public_key=self.public_key,
             addresses=(self.address, self.address6),
+            held=self.held,
             endpoints=self.endpoints,
             keepalive=self.keepalive,
         )
@@ -63,20 +68,22 @@ def allow(
     peers: Iterable[str] = ("all",),
     grant: str | None = None,
     expires: int | None = None,
+    local: Iterable[str] = (),
 ) -> Rule:
-    """One rule; without ports (and not for ICMP) all ports."""
+    """One rule; without ports (and not for ICMP) all ports. `local`: for the addresses in these sets."""
     ranges = tuple(sorted((port, port) if isinstance(port, int) else port for port in ports))
     if not ranges and protocol != "icmp":
         ranges = (ALL_PORTS,)
     name = grant or f"{direction}-{protocol}"
-    peers = tuple(peers)
+    peers, local = tuple(peers), tuple(local)
     return Rule(
-        id=f"{name}/{direction}/{protocol}/{'+'.join(map(str, ranges))}/{'+'.join(peers)}",
+        id=f"{name}/{direction}/{protocol}/{'+'.join(map(str, ranges))}/{'+'.join(peers)}/{'+'.join(local)}",
         grant=name,
         direction=direction,
         protocol=protocol,
         ports=ranges,
         peers=peers,
+        local=local,
         expires=expires,
     )
 
@@ -93,7 +100,7 @@ def netmap(own: Member, *others: Member, rules: Iterable[Rule] | None = None, re
     return Netmap(
         revision=revision,
         mesh=MESH,
-        node=SelfNode(id=own.name, name=own.name, addresses=(own.address, own.address6)),
+        node=SelfNode(id=own.name, name=own.name, addresses=(own.address, own.address6), held=own.held),
         peers={other.name: other.peer() for other in others},
         sets=sets | {"all": AddressSet(name="all", addresses=members)},
         rules={rule.id: rule for rule in (everything() if rules is None else rules)},

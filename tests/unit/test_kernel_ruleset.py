@@ -3,7 +3,8 @@
 What the kernel makes of it is tested in tests/kernel/test_firewall.py.
 """
 
-from typing import Literal
+import itertools
+from collections.abc import Iterable, Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,17 +21,28 @@ NOW = 1_800_000_000
 LINK = LinkSettings()
 MEMBERS = [Member(number) for number in range(2, 8)]
 SETS = ["tag:a", "tag:b", "node:x", "odd name/é"]
+SERVICES = {  # two that share an address, which no controller would allot
+    "svc:one": frozenset({"100.64.8.1", "fd77:7761:7264::8:1"}),
+    "svc:two": frozenset({"100.64.8.2", "fd77:7761:7264::8:2", "100.64.8.3"}),
+    "svc:odd/é": frozenset({"100.64.8.3"}),
+}
+PLACES = [None, *sorted(frozenset[str]().union(*SERVICES.values()))]
 
 
 def compiled(wanted: Netmap, now: float = NOW) -> Ruleset:
     return compile_ruleset(wanted, LINK, now)
 
 
-def verdict(
-    ruleset: Ruleset, address: str, direction: Literal["in", "out"], protocol: str, port: int | None
-) -> str | None:
+def verdict(ruleset: Ruleset, flow: Flow) -> str | None:
     """The grant chain that the maps lead a flow's first packet to: what the kernel does, on the data."""
-    jump = ruleset.elements[f"{'from' if direction == 'in' else 'to'}{'6' if ':' in address else '4'}"].get(address)
+    address, direction, protocol, port = flow.peer, flow.direction, flow.protocol, flow.port
+    family, at = "6" if ":" in address else "4", ""
+    if flow.local is not None:
+        place = ruleset.elements[f"held.{direction}{family}"].get(flow.local)
+        if place is None:
+            return None
+        at = place.removeprefix(f"goto {direction}put")
+    jump = ruleset.elements[f"{'from' if direction == 'in' else 'to'}{family}{at}"].get(address)
     if jump is None:
         return None
     profile = jump.removeprefix("jump ").partition("/")[2]
@@ -47,7 +59,7 @@ def verdict(
     return None
 
 
-def in_sets(rules: list[Rule], membership: dict[str, set[int]]) -> Netmap:
+def in_sets(rules: list[Rule], membership: dict[str, set[int]], held: Iterable[str] = ()) -> Netmap:
     sets = {
         name: AddressSet(
             name=name,
@@ -57,7 +69,9 @@ def in_sets(rules: list[Rule], membership: dict[str, set[int]]) -> Netmap:
         )
         for name, members in membership.items()
     }
-    return netmap(Member(1)).model_copy(update={"sets": sets, "rules": {rule.id: rule for rule in rules}})
+    sets |= {name: AddressSet(name=name, addresses=addresses) for name, addresses in SERVICES.items()}
+    own = Member(1, held=tuple(sorted(held)))
+    return netmap(own).model_copy(update={"sets": sets, "rules": {rule.id: rule for rule in rules}})
 
 
 port = st.sampled_from([0, 1, 22, 80, 443, 444, 8000, 65535])
@@ -74,35 +88,55 @@ def rule(draw: st.DrawFn) -> Rule:
         peers=draw(st.lists(st.sampled_from([*SETS, "absent"]), min_size=1, max_size=2, unique=True)),
         grant=draw(st.sampled_from(["g1", "g2", "web", "until"])),
         expires=draw(st.sampled_from([None, NOW - 1, NOW, NOW + 100, NOW + 200])),
+        local=draw(st.lists(st.sampled_from([*SERVICES, "absent"]), max_size=2, unique=True)),
     )
 
 
 memberships = st.dictionaries(st.sampled_from(SETS), st.sets(st.integers(0, len(MEMBERS) - 1)), max_size=4)
-maps = st.builds(
-    in_sets,
-    st.lists(rule(), max_size=8),
-    memberships,
-)
+held = st.sets(st.sampled_from([one for one in PLACES if one is not None] + ["100.64.8.9"]))
+maps = st.builds(in_sets, st.lists(rule(), max_size=8), memberships, held)
 
 
 @given(maps)
 def test_the_table_allows_what_the_rules_allow(wanted: Netmap) -> None:
     ruleset = compiled(wanted)
-    for member in MEMBERS[:3]:
-        for direction in ("in", "out"):
-            for protocol in ("tcp", "udp", "icmp"):
-                for number in (None,) if protocol == "icmp" else (0, 22, 81, 443, 9000, 65535):
-                    flow = Flow(direction=direction, peer=member.address, protocol=protocol, port=number)
-                    allowed = allowing(wanted, flow, NOW)
-                    chain = verdict(ruleset, member.address, direction, protocol, number)
-                    assert (chain is not None) == bool(allowed), flow
-                    if chain is not None:
-                        # The grant that lasts longest counts, and its end is the kernel's to see.
-                        ends = [one.expires for one in allowed]
-                        last = None if None in ends else max(end for end in ends if end is not None)
-                        assert chain.partition("/until.")[2] == ("" if last is None else str(last))
-                        limit = "" if last is None else f"meta time < {last} "
-                        assert ruleset.chains[chain].rules[0].startswith(f"{limit}counter name")
+    for flow in flows():
+        allowed = allowing(wanted, flow, NOW)
+        chain = verdict(ruleset, flow)
+        assert (chain is not None) == bool(allowed), flow
+        if chain is not None:
+            # The grant that lasts longest counts, and its end is the kernel's to see.
+            ends = [one.expires for one in allowed]
+            last = None if None in ends else max(end for end in ends if end is not None)
+            assert chain.partition("/until.")[2] == ("" if last is None else str(last))
+            limit = "" if last is None else f"meta time < {last} "
+            assert ruleset.chains[chain].rules[0].startswith(f"{limit}counter name")
+
+
+def flows() -> Iterator[Flow]:
+    for direction, protocol, local in itertools.product(("in", "out"), ("tcp", "udp", "icmp"), PLACES):
+        for number in (None,) if protocol == "icmp" else (0, 22, 81, 443, 9000, 65535):
+            for member in MEMBERS[:3]:
+                peer = member.address6 if local and ":" in local else member.address
+                yield Flow(direction=direction, peer=peer, protocol=protocol, port=number, local=local)
+
+
+def test_a_service_that_comes_is_two_elements_a_family_and_so_is_one_that_goes() -> None:
+    rules = [allow("in", "tcp", 443, peers=["tag:a"], local=["svc:one"]), allow("in", "tcp", 22, peers=["tag:a"])]
+    away = compiled(in_sets(rules, {"tag:a": {0, 1}}))
+    here = compiled(in_sets(rules, {"tag:a": {0, 1}}, SERVICES["svc:one"]))
+    for word, text in (("add", render_change(away, here)), ("delete", render_change(here, away))):
+        assert text is not None
+        assert sorted(line.partition(" {")[0] for line in text.splitlines()) == [
+            f"{word} element inet wardmesh {name}" for name in ("held.in4", "held.in6", "held.out4", "held.out6")
+        ]
+
+
+def test_rules_for_a_service_are_in_no_map_of_the_own_addresses() -> None:
+    rules = [allow("in", "tcp", 443, peers=["tag:a"], local=["svc:one"])]
+    ruleset = compiled(in_sets(rules, {"tag:a": {0}}, SERVICES["svc:one"]))
+    assert not any(ruleset.elements[name] for name in ("from4", "from6", "to4", "to6"))
+    assert ruleset.elements["from4_at_svc.one"] == {MEMBERS[0].address: "jump from/tag.a_at_svc.one"}
 
 
 def test_a_member_that_joins_a_set_is_elements_alone() -> None:
@@ -146,13 +180,13 @@ def test_no_name_of_ours_is_an_nft_keyword() -> None:
         assert name not in {"log", "fwd", "drop", "accept", "counter", "limit", "map", "set", "in", "out"}
 
 
-@given(st.lists(rule(), max_size=8), st.lists(st.tuples(memberships, st.integers(0, 150)), max_size=6))
+@given(st.lists(rule(), max_size=8), st.lists(st.tuples(memberships, st.integers(0, 150), held), max_size=6))
 def test_a_table_made_from_the_one_before_is_the_same_table(
-    rules: list[Rule], steps: list[tuple[dict[str, set[int]], int]]
+    rules: list[Rule], steps: list[tuple[dict[str, set[int]], int, set[str]]]
 ) -> None:
     again = Recompiler()
-    for membership, later in steps:
-        wanted = in_sets(rules, membership)
+    for membership, later, holds in steps:
+        wanted = in_sets(rules, membership, holds)
         assert again(wanted, LINK, NOW + later) == compiled(wanted, NOW + later)
 
 
@@ -163,3 +197,14 @@ def test_who_joins_a_set_compiles_no_chain_again() -> None:
     after = again(in_sets(rules, {"tag:a": {0, 1, 3}, "tag:b": {2}}), LINK, NOW)
     assert after.chains is before.chains
     assert render_change(before, after).count("add element") == 4
+
+
+def test_a_service_that_comes_compiles_no_chain_again() -> None:
+    rules = [allow("in", "tcp", 443, peers=["tag:a"], local=["svc:one"])]
+    again = Recompiler()
+    before = again(in_sets(rules, {"tag:a": {0, 1}}), LINK, NOW)
+    after = again(in_sets(rules, {"tag:a": {0, 1, 2}}, SERVICES["svc:one"]), LINK, NOW)
+    assert after.chains is before.chains
+    text = render_change(before, after)
+    assert text is not None
+    assert text.count("add element") == 4 + 4
