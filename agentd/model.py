@@ -196,11 +196,15 @@ class DesiredPeer:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """Everything that the kernel of this host should have. Peers by public key."""
+    """Everything that the kernel of this host should have. Peers by public key.
+
+    `held` are the addresses of services that the host answers for; it never speaks from them by itself.
+    """
 
     link: LinkSettings
     public_key: str
     addresses: frozenset[Network]
+    held: frozenset[Network]
     routes: frozenset[Route]
     peers: Mapping[str, DesiredPeer]
     ruleset: Ruleset
@@ -258,6 +262,7 @@ class Counted:
 class Observed:
     """One look at the host.
 
+    `addresses` are those of the link that the host may speak from by itself, `held` the others.
     `ruleset` is what our table holds, None when it is absent or not known to be as we wrote it. `hints` are the
     endpoints that this process last wrote or left alone for each peer: a map that repeats one must not undo roaming.
     """
@@ -267,6 +272,7 @@ class Observed:
     link: ObservedLink | None
     device: ObservedDevice | None
     addresses: frozenset[Network]
+    held: frozenset[Network]
     routes: frozenset[Route]
     ruleset: Ruleset | None
     table_present: bool

@@ -114,8 +114,7 @@ def next_expiry(netmap: Netmap, now: float) -> int | None:
 
 
 def whois(netmap: Netmap, address: Address) -> Peer | SelfNode | None:
-    """Who has this mesh address, in this map. None when nobody that this host knows of."""
+    """Who has this mesh address, in this map, or holds it for a service. None when nobody that this host knows of."""
     wanted = str(ipaddress.ip_address(address))
-    if wanted in netmap.node.addresses:
-        return netmap.node
-    return next((peer for peer in netmap.peers.values() if wanted in peer.addresses), None)
+    nodes: tuple[Peer | SelfNode, ...] = (netmap.node, *netmap.peers.values())
+    return next((node for node in nodes if wanted in node.addresses or wanted in node.held), None)

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from agentd.kernel.ruleset import compile_ruleset
+from controller.wire.base import Address, Prefix
 from controller.wire.base import Endpoint as EndpointText
-from controller.wire.base import Prefix
 from controller.wire.netmap import Netmap, Peer
 
 from .model import (
@@ -76,17 +76,23 @@ def desired(
     Raises MapError for a map that WireGuard would take in silence and turn into something else: with a peer that has
     the host's own key (ignored), with a key twice (merged), or with allowed IPs that overlap (moved to the last peer).
     """
-    addresses = frozenset(Network.host(address) for address in netmap.node.addresses)
+    addresses = _networks(netmap.node.addresses)
+    held = _networks(netmap.node.held) - addresses
     peers = {peer.public_key: _peer(peer, choose) for peer in netmap.peers.values()}
-    _check_peers(netmap, public_key, peers, addresses)
+    _check_peers(netmap, public_key, peers, addresses | held)
     return Desired(
         link=link,
         public_key=public_key,
         addresses=addresses,
+        held=held,
         routes=frozenset(_routes(addresses, (netmap.mesh.prefix4, netmap.mesh.prefix6))),
         peers=peers,
         ruleset=compile_table(netmap, link, now),
     )
+
+
+def _networks(addresses: Iterable[Address]) -> frozenset[Network]:
+    return frozenset(Network.host(address) for address in addresses)
 
 
 def _peer(peer: Peer, choose: EndpointChoice) -> DesiredPeer:
@@ -94,7 +100,7 @@ def _peer(peer: Peer, choose: EndpointChoice) -> DesiredPeer:
     return DesiredPeer(
         name=peer.name,
         public_key=peer.public_key,
-        allowed_ips=frozenset(Network.host(address) for address in peer.addresses),
+        allowed_ips=_networks((*peer.addresses, *peer.held)),
         endpoint=None if endpoint is None else Endpoint.parse(endpoint),
         keepalive=peer.keepalive or 0,
     )
@@ -144,9 +150,10 @@ def _check_peers(
 def plan(wanted: Desired, found: Observed) -> tuple[Operation, ...]:
     """The operations that lead from `found` to `wanted`, in the order in which they must be done; () when it is there.
 
-    An address that goes to another peer is taken from its old one first: the new owner's rules must not be in force
-    while the old owner still has the address. Then the table, before anything that lets packets pass, so that there
-    is no moment with peers and no table. Raises KernelError when another program has a link of our name.
+    An address that goes to another peer, or comes to this host, is taken from its old owner first: the new owner's
+    rules must not be in force while the old owner still has the address. Then the table, before anything that lets
+    packets pass, so that there is no moment with peers and no table. Raises KernelError when another program has a
+    link of our name.
     """
     name = wanted.link.name
     if found.link is not None and not found.link.ours:
@@ -157,9 +164,12 @@ def plan(wanted: Desired, found: Observed) -> tuple[Operation, ...]:
     operations: list[Operation] = []
     if found.link is not None and (found.link.kind != _LINK_KINDS[found.backend] or found.device is None):
         operations.append(RemoveLink(name, f"it is not the {found.backend} backend's"))
-        found = replace(found, link=None, device=None, addresses=frozenset(), routes=frozenset(), hints={})
+        found = replace(
+            found, link=None, device=None, addresses=frozenset(), held=frozenset(), routes=frozenset(), hints={}
+        )
     released, peers = _release_moved(wanted, found.peers)
     operations += released
+    operations += (RemoveAddress(network) for network in sorted(_given_away(wanted, found)))
     operations += _plan_table(wanted.ruleset, found.ruleset, present=found.table_present)
     operations += _plan_link(wanted, found)
     operations += _plan_peers(wanted, found, peers)
@@ -171,6 +181,7 @@ def _release_moved(
     wanted: Desired, peers: Mapping[str, ObservedPeer]
 ) -> tuple[list[Operation], Mapping[str, ObservedPeer]]:
     owner = {network: key for key, peer in wanted.peers.items() for network in peer.allowed_ips}
+    owner |= dict.fromkeys(wanted.addresses | wanted.held, wanted.public_key)
     operations: list[Operation] = []
     left = dict(peers)
     for key, peer in peers.items():
@@ -187,6 +198,12 @@ def _release_moved(
             operations.append(PeerChange("remove", "", key))
             del left[key]
     return operations, left
+
+
+def _given_away(wanted: Desired, found: Observed) -> frozenset[Network]:
+    """What this host held and holds no longer. Nothing routes by it, so that it can go before anything comes."""
+    sources = {route.source for route in found.routes}
+    return found.held - wanted.held - wanted.addresses - sources
 
 
 def _plan_table(wanted: Ruleset, found: Ruleset | None, *, present: bool) -> Iterator[Operation]:
@@ -268,7 +285,9 @@ def _endpoint_change(peer: DesiredPeer, before: ObservedPeer, found: Observed) -
 
 
 def _plan_addresses_and_routes(wanted: Desired, found: Observed) -> Iterator[Operation]:
+    # The own ones first: with nothing better to go by, the kernel speaks from the first.
     yield from (AddAddress(network) for network in sorted(wanted.addresses - found.addresses))
+    yield from (AddAddress(network, held=True) for network in sorted(wanted.held - found.held))
     if found.link is None or not found.link.up:
         yield SetLink(wanted.link.name, up=True)
     before = {route.destination: route for route in found.routes}
@@ -277,4 +296,5 @@ def _plan_addresses_and_routes(wanted: Desired, found: Observed) -> Iterator[Ope
     kept = {route.destination for route in wanted.routes}
     yield from (RemoveRoute(route) for route in found.routes if route.destination not in kept)
     # Last: with an address go the routes that have it as their source.
-    yield from (RemoveAddress(network) for network in sorted(found.addresses - wanted.addresses))
+    gone = (found.addresses | found.held) - wanted.addresses - wanted.held - _given_away(wanted, found)
+    yield from (RemoveAddress(network) for network in sorted(gone))

@@ -212,12 +212,16 @@ class Reconciler:
         link = opened.links.find(name)
         opened.watch.follow(link.index if link else 0)
         ours = link is not None and link.ours
+        addresses, held = (
+            opened.links.addresses(link.index) if link is not None and ours else (frozenset(), frozenset())
+        )
         return Observed(
             backend=opened.device.backend,
             now=time.time(),
             link=link,
             device=await opened.device.read(name) if link is not None and ours else None,
-            addresses=opened.links.addresses(link.index) if link is not None and ours else frozenset(),
+            addresses=addresses,
+            held=held,
             routes=opened.links.routes(link.index) if link is not None and ours else frozenset(),
             ruleset=opened.firewall.in_force,
             table_present=opened.firewall.present(),
@@ -271,8 +275,8 @@ class Reconciler:
                 if link is not None and link.kind == UserspaceDevice.link_kind:
                     await UserspaceDevice(links, self._settings.mtu).remove(name)
                 links.remove(name)
-            case AddAddress(network=network):
-                links.add_address(name, network)
+            case AddAddress(network=network, held=held):
+                links.add_address(name, network, held=held)
             case RemoveAddress(network=network):
                 links.remove_address(name, network)
             case PutRoute(route=route, replace=replace):

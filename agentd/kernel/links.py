@@ -39,6 +39,8 @@ ROUTE_PROTOCOL: Final = 119  # unassigned in /etc/iproute2/rt_protos; `ip route 
 
 _IFF_UP: Final = 1
 _IFA_F_NODAD: Final = 0x02
+_IFA_F_DEPRECATED: Final = 0x20
+_FOREVER: Final = 0xFFFFFFFF  # INFINITY_LIFE_TIME
 _RT_TABLE_MAIN: Final = 254
 _RT_SCOPE_UNIVERSE: Final = 0
 _RT_SCOPE_LINK: Final = 253
@@ -131,32 +133,43 @@ class Links:
 
     # --- addresses ---
 
-    def addresses(self, index: int) -> frozenset[Network]:
-        """The link's addresses. The link-local one that the kernel gives a TUN link by itself is not reported."""
-        found = []
+    def addresses(self, index: int) -> tuple[frozenset[Network], frozenset[Network]]:
+        """The link's own addresses, and those that it holds for services.
+
+        The link-local one that the kernel gives a TUN link by itself is not reported.
+        """
+        own: set[Network] = set()
+        held: set[Network] = set()
         for answer in self._dump(RTM_GETADDR, _message(ifaddrmsg, index=index), ifaddrmsg):
             address = answer.get_attr("IFA_LOCAL") or answer.get_attr("IFA_ADDRESS")
             network = Network.parse(f"{address}/{answer['prefixlen']}")
             if not address.lower().startswith("fe80:"):
-                found.append(network)
-        return frozenset(found)
+                (held if answer.get_attr("IFA_FLAGS") & _IFA_F_DEPRECATED else own).add(network)
+        return frozenset(own), frozenset(held)
 
-    def add_address(self, name: str, network: Network) -> None:
-        """Give the link an address; no error when it has it."""
-        with _missing_is_fine(errno.EEXIST):
-            self._address(f"adding address {network} to {name}", RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, name, network)
+    def add_address(self, name: str, network: Network, *, held: bool = False) -> None:
+        """Give the link an address; no error when it has it.
+
+        With `held` it is deprecated from the start (RFC 4862 section 5.5.4): who asks for it is answered, but nothing
+        new is said from it. IPv4 chooses by routes alone, which name their source; there it is the mark of a held one.
+        """
+        what, flags = f"adding address {network} to {name}", NLM_F_CREATE | NLM_F_REPLACE
+        self._address(what, RTM_NEWADDR, flags, name, network, preferred=0 if held else _FOREVER)
 
     def remove_address(self, name: str, network: Network) -> None:
         """Take an address from the link; no error when it has it not."""
         with _missing_is_fine(errno.EADDRNOTAVAIL, errno.ENODEV):
             self._address(f"removing address {network} from {name}", RTM_DELADDR, 0, name, network)
 
-    def _address(self, what: str, kind: int, flags: int, name: str, network: Network) -> None:
+    def _address(
+        self, what: str, kind: int, flags: int, name: str, network: Network, *, preferred: int = _FOREVER
+    ) -> None:
         # No duplicate address detection: there is nobody to ask on a tunnel, and an address must be usable at once.
         attrs: list[list[object]] = [
             ["IFA_LOCAL", network.address],
             ["IFA_ADDRESS", network.address],
             ["IFA_FLAGS", _IFA_F_NODAD],
+            ["IFA_CACHEINFO", {"ifa_preferred": preferred, "ifa_valid": _FOREVER}],
         ]
         message = _message(ifaddrmsg, attrs, index=self.index(name), family=network.family, prefixlen=network.length)
         self._write(

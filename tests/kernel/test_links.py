@@ -1,5 +1,6 @@
 """Links, addresses and routes, as the system's own tools see them afterwards. Needs no WireGuard."""
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -59,12 +60,28 @@ def test_addresses_come_and_go_any_number_of_times(host: Host, links: Links) -> 
     for _ in range(2):
         links.add_address(LINK, ADDRESS)
         links.add_address(LINK, ADDRESS6)
-    assert links.addresses(links.index(LINK)) == {ADDRESS, ADDRESS6}
+    assert links.addresses(links.index(LINK)) == ({ADDRESS, ADDRESS6}, set())
     assert "nodad" in host.run("ip", "-6", "address", "show", LINK).stdout
     for _ in range(2):
         links.remove_address(LINK, ADDRESS)
         links.remove_address(LINK, ADDRESS6)
-    assert links.addresses(links.index(LINK)) == set()
+    assert links.addresses(links.index(LINK)) == (set(), set())
+
+
+def test_a_held_address_is_deprecated_usable_at_once_and_can_become_an_own_one(host: Host, links: Links) -> None:
+    for _ in range(2):
+        links.add_address(LINK, ADDRESS, held=True)
+        links.add_address(LINK, ADDRESS6, held=True)
+    assert links.addresses(links.index(LINK)) == (set(), {ADDRESS, ADDRESS6})
+    shown = host.run("ip", "-6", "-o", "address", "show", LINK, "to", str(ADDRESS6)).stdout
+    assert "nodad" in shown
+    assert "deprecated" in shown
+    assert "tentative" not in shown
+    with host.socket(socket.AF_INET6) as server:
+        server.bind((ADDRESS6.address, 8000))
+    links.add_address(LINK, ADDRESS)
+    links.add_address(LINK, ADDRESS6)
+    assert links.addresses(links.index(LINK)) == ({ADDRESS, ADDRESS6}, set())
 
 
 def test_routes_carry_our_protocol_and_the_source(host: Host, links: Links) -> None:

@@ -102,6 +102,14 @@ def test_the_next_rule_to_end_is_known(now: float, following: int | None) -> Non
     assert next_expiry(NETMAP_VALUE, now) == following
 
 
+def test_whois_names_who_holds_a_services_address() -> None:
+    held = NETMAP_VALUE.node.model_copy(update={"held": ("100.80.9.1",)})
+    peers = {key: peer.model_copy(update={"held": ("fd00:1234::9:2",)}) for key, peer in NETMAP_VALUE.peers.items()}
+    wanted = NETMAP_VALUE.model_copy(update={"node": held, "peers": peers})
+    own, peer = (whois(wanted, address) for address in ("100.80.9.1", "fd00:1234:0::9:2"))
+    assert (own and own.name, peer and peer.name) == ("db-1", "agent-1")
+
+
 def test_whois_knows_peers_and_itself_in_any_spelling() -> None:
     peer, own, nobody = (whois(NETMAP_VALUE, address) for address in ("fd00:1234:0::2", "100.80.0.1", "100.80.0.3"))
     assert (peer and peer.name, own and own.name, nobody) == ("agent-1", "db-1", None)
