@@ -32,6 +32,7 @@ from .local_api import (
     Peers,
     PeersRequest,
     PeerStatus,
+    RecordsRequest,
     Request,
     Rotated,
     RotateKeyRequest,
@@ -42,6 +43,7 @@ from .local_api import (
 from .model import KernelError, Observed
 from .netmap import whois
 from .reconcile import Reconciler
+from .records import RecordsPost
 from .renew import due
 from .session import Phase
 from .state import NodeFile, StateDir
@@ -63,6 +65,7 @@ class Parts:
     key: TunnelKey
     own: OwnAddresses
     denied: DeniedLog
+    records: RecordsPost
     notices: tuple[str, ...]
     started: datetime
     leave: Callable[[bool], Awaitable[Left]]  # takes `force`
@@ -82,15 +85,17 @@ async def answer(parts: Parts, request: Request) -> Answer:
                 return await _diff(parts)
             case DeniedRequest():
                 return Denied(denied=tuple(map(denial, parts.denied.listed())))
-            case RotateKeyRequest() | LeaveRequest():
-                return await _change(parts, request)
+            case RecordsRequest() | RotateKeyRequest() | LeaveRequest():
+                return await _act(parts, request)
             case _:
                 assert_never(request)
     except KernelError as error:
         raise AgentError(str(error)) from error
 
 
-async def _change(parts: Parts, request: RotateKeyRequest | LeaveRequest) -> Answer:
+async def _act(parts: Parts, request: RecordsRequest | RotateKeyRequest | LeaveRequest) -> Answer:
+    if isinstance(request, RecordsRequest):
+        return await parts.records.ship(request)
     return await (_rotate(parts) if isinstance(request, RotateKeyRequest) else parts.leave(request.force))
 
 

@@ -31,6 +31,7 @@ from controller.wire.stream import (
     Drift,
     Hello,
     HostReport,
+    Recorded,
     Report,
     Snapshot,
     controller_frame,
@@ -42,6 +43,7 @@ from .errors import AgentError, ControllerError, StateError
 from .explain import unreachable
 from .https import trusting, with_client_certificate
 from .netmap import SavedMap, denied
+from .records import RecordsPost
 from .renew import due, renew
 from .session import Event, Phase, Session, step
 from .state import CA, CERTIFICATE, IDENTITY_KEY, NodeFile, StateDir
@@ -95,13 +97,16 @@ class Control:
         applier: Applier,
         report: Callable[[], HostReport],
         denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
+        *,
+        records: RecordsPost | None = None,
     ) -> None:
-        """`denied` tells what was denied since a minute, oldest first."""
+        """`denied` tells what was denied since a minute, oldest first; `records` uses the stream while it stands."""
         self._state = state
         self._node = node
         self._applier = applier
         self._report = report
         self._denied = denied
+        self._records = records or RecordsPost()
         self._denied_more = asyncio.Event()
         self._drift: str | None = None
         self._drifted = asyncio.Event()
@@ -253,8 +258,9 @@ class Control:
         ]
         try:
             event = Event.MAP
-            while event is Event.MAP:
-                event = await self._receive()
+            with self._records.connected(self._send):
+                while event is Event.MAP:
+                    event = await self._receive()
         except (ConnectionClosed, OSError) as error:
             return self._connection_failed(error)
         finally:
@@ -268,14 +274,18 @@ class Control:
     # What they are made of
 
     async def _receive(self) -> Event:
-        """Take one frame. Raises ConnectionClosed."""
+        """Take frames until one ends a phase or brings a map. Raises ConnectionClosed."""
         assert self._socket is not None
-        text = await self._socket.recv()
-        try:
-            frame = controller_frame.validate_json(text)
-        except ValidationError as error:
-            self._fail(f"the controller sent a frame that this agentd cannot read: {error.errors()[0]['msg']}")
-            return Event.GAP
+        while True:
+            text = await self._socket.recv()
+            try:
+                frame = controller_frame.validate_json(text)
+            except ValidationError as error:
+                self._fail(f"the controller sent a frame that this agentd cannot read: {error.errors()[0]['msg']}")
+                return Event.GAP
+            if not isinstance(frame, Recorded):
+                break
+            self._records.recorded(frame)
         if isinstance(frame, Bye):
             self._fail(f"the controller closed the connection ({frame.reason}): {frame.detail}")
             return _BYE[frame.reason]

@@ -33,6 +33,7 @@ from .local_server import listening, serve
 from .model import KernelError, LinkSettings
 from .netmap import load
 from .reconcile import Reconciler
+from .records import RecordsPost
 from .sd_notify import notify
 from .state import WIREGUARD_KEY, NodeFile, StateDir
 from .tunnel_key import TunnelKey
@@ -116,10 +117,15 @@ class _Daemon:
         self._config, self._state, self._node, self._kernel, self._own = config, state, member.node, kernel, own
         self._applier = Applier(kernel, state, on_outcome=self._on_outcome)
         self._key = TunnelKey(member.key, state, kernel, self._applier)
-        self._denied = DeniedLog()
+        self._denied, self._records = DeniedLog(), RecordsPost()
         notices = self._load_map()
         self._control = Control(
-            state, self._node, self._applier, self._report, lambda since: reports(self._denied, since, time.time())
+            state,
+            self._node,
+            self._applier,
+            self._report,
+            lambda since: reports(self._denied, since, time.time()),
+            records=self._records,
         )
         notices += self._hear_denied()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -133,6 +139,7 @@ class _Daemon:
             key=self._key,
             own=own,
             denied=self._denied,
+            records=self._records,
             notices=tuple(notices),
             started=datetime.now(UTC),
             leave=self._leave,

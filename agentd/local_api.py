@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, TypeAdapter
 
 from controller.wire.base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
+from controller.wire.call_records import Records, Sequence, SpoolId
 from controller.wire.denials import Denial
 from controller.wire.netmap import NodeId
 
@@ -29,6 +30,8 @@ __all__ = [
     "PeerStatus",
     "Peers",
     "PeersRequest",
+    "RecordsKept",
+    "RecordsRequest",
     "Request",
     "RotateKeyRequest",
     "Rotated",
@@ -39,7 +42,7 @@ __all__ = [
     "request_type",
 ]
 
-LARGEST_REQUEST: Final = 64 * 1024
+LARGEST_REQUEST: Final = 256 * 1024  # bytes; records of calls are the largest
 
 
 class StatusRequest(Message):
@@ -73,6 +76,18 @@ class DeniedRequest(Message):
     request: Literal["denied"] = "denied"
 
 
+class RecordsRequest(Message):
+    """Tell the controller what a gateway recorded; `first` is the number of the first record in its spool.
+
+    The answer comes when the controller has them, or Failure when it is away: then they are sent again, later.
+    """
+
+    request: Literal["records"] = "records"
+    spool: SpoolId
+    first: Sequence
+    records: Records
+
+
 class RotateKeyRequest(Message):
     """Replace the WireGuard key."""
 
@@ -87,7 +102,14 @@ class LeaveRequest(Message):
 
 
 Request = Annotated[
-    StatusRequest | PeersRequest | WhoisRequest | DiffRequest | DeniedRequest | RotateKeyRequest | LeaveRequest,
+    StatusRequest
+    | PeersRequest
+    | WhoisRequest
+    | DiffRequest
+    | DeniedRequest
+    | RecordsRequest
+    | RotateKeyRequest
+    | LeaveRequest,
     Field(discriminator="request"),
 ]
 # For root and the daemon's own user; the others are for whoever may open the socket.
@@ -198,6 +220,13 @@ class Denied(Message):
     denied: tuple[Denial, ...]
 
 
+class RecordsKept(Message):
+    """The answer to RecordsRequest: the controller keeps the spool's records up to number `through`."""
+
+    answer: Literal["records-kept"] = "records-kept"
+    through: int
+
+
 class Rotated(Message):
     """The answer to RotateKeyRequest."""
 
@@ -220,7 +249,9 @@ class Failure(Message):
     error: str
 
 
-Answer = Annotated[Status | Peers | Identity | Diff | Denied | Rotated | Left | Failure, Field(discriminator="answer")]
+Answer = Annotated[
+    Status | Peers | Identity | Diff | Denied | RecordsKept | Rotated | Left | Failure, Field(discriminator="answer")
+]
 
 request_type: TypeAdapter[Request] = TypeAdapter(Request)
 answer_type: TypeAdapter[Answer] = TypeAdapter(Answer)

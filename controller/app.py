@@ -6,7 +6,7 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
-from controller.api import audit, denials, enrolment, errors, nodes, openapi, policy, status, stream, tokens
+from controller.api import audit, calls, denials, enrolment, errors, nodes, openapi, policy, status, stream, tokens
 from controller.api.limits import BodyLimit
 from controller.api.strict import only_known_parameters
 from controller.context import Context, context
@@ -38,7 +38,7 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     errors.install(api)
     strict = [Depends(only_known_parameters)]
     api.include_router(status.root, dependencies=strict)
-    for part in (status, nodes, enrolment, policy, audit, denials, tokens):
+    for part in (status, nodes, enrolment, policy, audit, calls, denials, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     api.include_router(stream.router, prefix=PREFIX)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way

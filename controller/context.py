@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
+from controller.calls import CallBook
 from controller.clock import Clock
 from controller.denials import DenialBook
 from controller.drifts import Drifts
@@ -42,6 +43,7 @@ class Context:
     policy: PolicyDocuments
     now: Clock
     drifts: Drifts
+    calls: CallBook
     denials: DenialBook = field(default_factory=DenialBook)
 
 

@@ -96,6 +96,9 @@ def serve(
     ephemeral_after: Annotated[
         int, typer.Option(min=60, help="Seconds that an ephemeral node may stay away before it is removed.")
     ] = 1800,
+    keep_calls: Annotated[
+        int, typer.Option(min=1, max=3660, help="Days that records of calls are kept (`wardmesh audit calls`).")
+    ] = 30,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the REST API and the agents' stream until SIGTERM or Ctrl-C.
@@ -130,6 +133,7 @@ def serve(
             node_lifetime=timedelta(hours=node_certificate_hours),
             address_quarantine=timedelta(seconds=address_quarantine),
             ephemeral_after=timedelta(seconds=ephemeral_after),
+            calls_kept=timedelta(days=keep_calls),
         )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

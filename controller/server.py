@@ -18,6 +18,7 @@ import uvicorn
 from controller.admission import Admission
 from controller.app import build
 from controller.bootstrap import Foundation, lay, open_store
+from controller.calls import CallBook
 from controller.clock import Clock, utc_now
 from controller.context import Context
 from controller.drifts import Drifts
@@ -117,6 +118,7 @@ async def _wire(
         policy=PolicyDocuments(store, mesh),
         now=now,
         drifts=Drifts(store),
+        calls=CallBook(store, settings.calls_kept, now),
     )
 
 
@@ -183,7 +185,7 @@ async def _note_last_presence(context: Context) -> None:
 
 
 async def _tidy(settings: Settings, context: Context) -> None:
-    """Write down who was seen and remove ephemeral nodes that stayed away, once a minute."""
+    """Once a minute: write down who was seen, remove ephemeral nodes that stayed away and records that are too old."""
     since = context.now()
     while True:
         await asyncio.sleep(_TIDY_EVERY)
@@ -192,6 +194,7 @@ async def _tidy(settings: Settings, context: Context) -> None:
             expired = await context.nodes.expire(now=context.now(), since=since, after=settings.ephemeral_after)
             if expired:
                 _log.info("removed ephemeral nodes that stayed away: %s", ", ".join(expired))
+            await context.calls.expire()
         except StoreError as error:
             _log.error("tidying failed and is tried again: %s", error)
 

@@ -4,7 +4,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query
@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from controller.problems import Kind, Refused
 from controller.wire.rest import Page
 
-__all__ = ["PAGING", "Cursor", "Limit", "by_age", "by_name", "by_number", "page"]
+__all__ = ["PAGING", "Cursor", "Limit", "by_age", "by_name", "by_number", "by_time", "page"]
 
 T = TypeVar("T", bound=BaseModel)
 PAGING = (Kind.INVALID_CURSOR,)
@@ -54,12 +54,28 @@ def by_age(cursor: str | None) -> tuple[datetime, str] | None:
         return None
     match _decode(cursor):
         case [str(created), str(identifier)]:
-            try:
-                moment = datetime.fromisoformat(created)
-            except ValueError as error:
-                raise _invalid(cursor) from error
-            if moment.tzinfo is not None:
-                return moment, identifier
+            return _moment(created, cursor), identifier
+    raise _invalid(cursor)
+
+
+def by_time(cursor: str | None) -> tuple[datetime, int] | None:
+    """Where a list by time and number goes on."""
+    if cursor is None:
+        return None
+    match _decode(cursor):
+        case [str(time), int(number)] if 0 <= number < 2**63:
+            return _moment(time, cursor), number
+    raise _invalid(cursor)
+
+
+def _moment(text: str, cursor: str) -> datetime:
+    """In UTC: what cannot be said there is no moment that a row has."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise _invalid(cursor) from error
     raise _invalid(cursor)
 
 

@@ -29,11 +29,13 @@ from controller.wire.stream import (
     AgentFrame,
     Applied,
     Bye,
+    Calls,
     ControllerFrame,
     Denials,
     Drift,
     Hello,
     HostReport,
+    Recorded,
     Report,
     agent_frame,
 )
@@ -44,7 +46,7 @@ _log = logging.getLogger(__name__)
 router = APIRouter()
 
 HELLO_WITHIN: Final = 10.0  # seconds
-MAX_FRAME: Final = 64 * 1024  # characters; a report with a hundred endpoints has 5,000
+MAX_FRAME: Final = 192 * 1024  # characters; records have two thirds of that at most, a report with 100 endpoints 5,000
 _FAREWELL: Final = 5.0  # seconds for an agent to take its Bye
 _CODES: Final = {"protocol": 1002, "shutdown": 1012}  # RFC 6455 section 7.4.1 and IANA's registry; else 1000
 
@@ -91,6 +93,7 @@ class _Session:
         self._context = ctx
         self._hub = ctx.hub
         self._node_id = node_id
+        self._recording: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Greet, talk until either side ends it, close. Raises WebSocketDisconnect when the agent leaves early."""
@@ -140,9 +143,10 @@ class _Session:
         except WebSocketDisconnect:
             return None
         finally:
-            sender.cancel()
-            reader.cancel()
-            await asyncio.gather(sender, reader, return_exceptions=True)
+            tasks = [task for task in (sender, reader, self._recording) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, connection: Connection) -> Bye | None:
         """Take the agent's frames until it leaves (None) or must be sent away."""
@@ -159,6 +163,8 @@ class _Session:
                 self._context.denials.heard(self._node_id, frame.minute, frame.denials)
             elif isinstance(frame, Drift):
                 await self._drifted(frame)
+            elif isinstance(frame, Calls):
+                await self._called(connection, frame)
             elif isinstance(frame, Report):
                 bye = await self._record(frame.report)
                 if bye is not None:
@@ -166,6 +172,20 @@ class _Session:
                 self._hub.reported(self._node_id, frame.report)
             else:
                 return _protocol(_BadFrameError("hello comes once, at the beginning"))
+
+    async def _called(self, connection: Connection, frame: Calls) -> None:
+        """Keep records beside what else the host says. A host that sends more before it has its answer waits here."""
+        if self._recording is not None:
+            await asyncio.wait({self._recording})
+        self._recording = asyncio.create_task(self._keep(connection, frame))
+
+    async def _keep(self, connection: Connection, frame: Calls) -> None:
+        try:
+            through = await self._context.calls.heard(self._node_id, frame.spool, frame.first, frame.records)
+        except (StoreError, Refused) as error:  # no answer: the host keeps them and sends them again
+            _log.error("records of calls of node %s could not be stored: %s", self._node_id, error)
+        else:
+            connection.recorded(Recorded(spool=frame.spool, through=through))
 
     async def _drifted(self, frame: Drift) -> None:
         try:

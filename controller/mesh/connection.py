@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from controller.wire.base import Revision
 from controller.wire.netmap import Delta, Netmap, NodeId
-from controller.wire.stream import Bye, ControllerFrame, DeltaFrame, Snapshot
+from controller.wire.stream import Bye, ControllerFrame, DeltaFrame, Recorded, Snapshot
 
 from .dirty import Dirty, merged
 
@@ -47,14 +47,21 @@ class Connection:
         self._pending: list[Dirty] = [] if pending is None else [pending]
         self._whole = pending is None
         self._in_flight = False
+        self._recorded: dict[str, Recorded] = {}  # by spool; the latest word is enough
         self._bye: Bye | None = None
         self._wake = asyncio.Event()
-        self._wake.set()  # the first frame is due at once, even when nothing changed
+        self._wake.set()
+        self._due = True  # the first frame, even when nothing changed
 
     @property
     def is_waiting(self) -> bool:
         """True while something was not sent yet."""
         return self._whole or bool(self._pending) or self._in_flight
+
+    def recorded(self, frame: Recorded) -> None:
+        """Tell the host that its records are kept."""
+        self._recorded[frame.spool] = frame
+        self._wake.set()
 
     def push(self, dirty: Dirty) -> None:
         """The node's map changed. Cheap: nothing is computed until the agent can take it."""
@@ -65,12 +72,13 @@ class Connection:
             self._pending = [merged(self._pending)]
             if self._pending[0].size() > MAX_PENDING:
                 self.restart(self.maps)
+        self._due = True
         self._wake.set()
 
     def restart(self, maps: Maps) -> None:
         """Send a snapshot, of `maps` from now on, instead of whatever waits."""
         self.maps = maps
-        self._whole = True
+        self._whole = self._due = True
         self._pending = []
         self._wake.set()
 
@@ -95,18 +103,25 @@ class Connection:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                frame = self._take()
-                await send(frame)
-                if isinstance(frame, Bye):
-                    return frame
-                self.told = frame.netmap.revision if isinstance(frame, Snapshot) else frame.delta.revision
-                self._in_flight = False
+                while (frame := self._take()) is not None:
+                    await send(frame)
+                    if isinstance(frame, Bye):
+                        return frame
+                    self._sent(frame)
         finally:
             self.finished.set()
 
-    def _take(self) -> ControllerFrame:
+    def _sent(self, frame: Snapshot | DeltaFrame | Recorded) -> None:
+        if not isinstance(frame, Recorded):
+            self.told = frame.netmap.revision if isinstance(frame, Snapshot) else frame.delta.revision
+            self._in_flight = False
+
+    def _take(self) -> ControllerFrame | None:
         if self._bye is not None:
             return self._bye
+        if not self._due:
+            return self._recorded.pop(next(iter(self._recorded))) if self._recorded else None
+        self._due = False
         self._in_flight = True
         frame = self._snapshot() if self._whole or self.told is None else self._delta(self.told)
         if frame is None:

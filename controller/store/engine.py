@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 
 from controller.problems import Kind, Refused
 
-__all__ = ["Engines", "StoreError", "lock_writers", "translated"]
+__all__ = ["Engines", "StoreError", "lock_recorders", "lock_writers", "translated"]
 
 # Any constant will do, as long as all controllers use the same (it spells "wardmesh").
 WRITER_LOCK: Final = 0x77617264_6D657368
 CONTROLLER_LOCK: Final = WRITER_LOCK + 1
+RECORDER_LOCK: Final = WRITER_LOCK + 2
 # SQLSTATE class 22, such as a NUL character in an id: PostgreSQL cannot even compare text with it.
 _DATA_EXCEPTION: Final = "22"
 _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
@@ -114,6 +115,17 @@ async def lock_writers(session: AsyncSession | AsyncConnection, *, sqlite: bool)
         await session.execute(text("SELECT 1"))  # the transaction begins with the first statement: BEGIN IMMEDIATE
     else:
         await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": WRITER_LOCK})
+
+
+async def lock_recorders(session: AsyncSession, *, sqlite: bool) -> None:
+    """Wait until this transaction is the only one that records calls, so that their numbers appear in their order.
+
+    On PostgreSQL mutations go on beside it; SQLite has one writer of anything.
+    """
+    if sqlite:
+        await session.execute(text("SELECT 1"))
+    else:
+        await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": RECORDER_LOCK})
 
 
 def _sqlite_connections(engine: AsyncEngine, *, begin: str, query_only: bool) -> None:

@@ -7,7 +7,19 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, DateTime, Dialect, ForeignKey, Index, MetaData, String, Text, TypeDecorator
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from controller.wire.rest import AdminRole, NodeState
@@ -16,6 +28,7 @@ __all__ = [
     "AddressRow",
     "AuditRow",
     "Base",
+    "CallRow",
     "ChangeRow",
     "EnrolmentKeyRow",
     "MeshRow",
@@ -26,6 +39,7 @@ __all__ = [
     "PresenceRow",
     "ResponseRow",
     "ServiceRow",
+    "SpoolRow",
     "TokenRow",
 ]
 
@@ -242,6 +256,52 @@ class AuditRow(Base):
     new: Mapped[Any] = mapped_column(JsonText, nullable=True)
     previous: Mapped[str] = mapped_column(String(64))
     hash: Mapped[str] = mapped_column(String(64))
+
+
+# SQLite counts by itself only in a column that is called INTEGER.
+_COUNTED = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class SpoolRow(Base):
+    """A gateway's spool on a host, and how far its records are in `calls`, or were before they grew old."""
+
+    __tablename__ = "spools"
+    number: Mapped[int] = mapped_column(_COUNTED, primary_key=True)
+    node: Mapped[str] = mapped_column(String(64))  # no foreign key: what a node did outlives it
+    spool: Mapped[str] = mapped_column(String(32))
+    through: Mapped[int] = mapped_column(BigInteger)
+    updated: Mapped[datetime]
+    __table_args__ = (UniqueConstraint("node", "spool"),)
+
+
+class CallRow(Base):
+    """One record of a gateway: what lists filter by in columns of its own, and the whole as JSON. Only ever appended.
+
+    Numbers are never used twice, also when old rows are gone: whoever follows goes on from the last one it saw.
+    """
+
+    __tablename__ = "calls"
+    number: Mapped[int] = mapped_column(_COUNTED, primary_key=True)
+    spool: Mapped[int] = mapped_column(BigInteger)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    node: Mapped[str] = mapped_column(String(64))
+    received: Mapped[datetime]
+    time: Mapped[datetime]
+    event: Mapped[str] = mapped_column(String(64))
+    service: Mapped[str | None] = mapped_column(String(63))
+    caller: Mapped[str | None] = mapped_column(String(64))
+    tool: Mapped[str | None] = mapped_column(Text)
+    decision: Mapped[str | None] = mapped_column(String(16))
+    record: Mapped[str] = mapped_column(Text)
+    __table_args__ = (
+        UniqueConstraint("spool", "seq"),
+        Index("ix_calls_time", "time"),
+        Index("ix_calls_node_time", "node", "time"),
+        Index("ix_calls_service_time", "service", "time"),
+        Index("ix_calls_caller_time", "caller", "time"),
+        Index("ix_calls_decision_time", "decision", "time"),
+        {"sqlite_autoincrement": True},
+    )
 
 
 class ResponseRow(Base):

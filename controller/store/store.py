@@ -5,8 +5,8 @@ database refuses), and the writing engine is private to this module, so there is
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -23,13 +23,15 @@ from controller.problems import Kind, Refused
 from controller.records import Change, Fleet, PolicyRecord
 from controller.store import ledger
 from controller.store.addresses import AddressTable
+from controller.store.calls import CallTable, append_calls, delete_calls
 from controller.store.credentials import KeyTable, TokenTable
-from controller.store.engine import Engines, StoreError, lock_writers, translated
+from controller.store.engine import Engines, StoreError, lock_recorders, lock_writers, translated
 from controller.store.ledger import Ledger, PolicyTable
 from controller.store.models import MeshRow, ResponseRow
 from controller.store.nodes import NodeTable, write_presence
 from controller.store.services import ServiceTable
 from controller.store.unit import Unit
+from controller.wire.call_records import CallRecord
 from controller.wire.netmap import Mesh, NodeId
 
 __all__ = ["Entry", "Mutation", "Reading", "Seen", "Store", "StoreError"]
@@ -50,6 +52,7 @@ class Reading:
         self.policy = PolicyTable(unit)
         self.services = ServiceTable(unit)
         self.ledger = Ledger(unit)
+        self.calls = CallTable(unit)
 
     @property
     def plan(self) -> AddressPlan:
@@ -118,6 +121,8 @@ class Store:
         self._subscribers: list[Callable[[Change], None]] = []
         # Writers of this process queue here in order; those of other processes meet at the database's lock.
         self._writer = asyncio.Lock()
+        # Before that queue, so that however many hosts have records to keep, a mutation waits for one of them at most.
+        self._recorder = asyncio.Lock()
 
     def subscribe(self, hear: Callable[[Change], None]) -> None:
         """Call `hear` with every committed Change, before the next mutation can begin. It must be quick."""
@@ -175,6 +180,30 @@ class Store:
             async with self._writer, AsyncSession(self._engines.write) as session:
                 await lock_writers(session, sqlite=self._engines.sqlite)
                 await write_presence(session, list(seen))
+                await session.commit()
+
+    async def keep_calls(self, node: NodeId, spool: str, first: int, records: Sequence[CallRecord]) -> int:
+        """Keep records of a host's gateway, each once; returns the number of the spool's last that is kept.
+
+        Not a mutation: it changes nothing that a host or an admin decided. Raises StoreError.
+        """
+        async with self._recording() as session:
+            return await append_calls(session, node, spool=spool, first=first, records=records, now=self._now())
+
+    async def expire_calls(self, before: datetime, most: int) -> int:
+        """Delete records that came before a moment, the oldest `most` of them; returns how many. Raises StoreError."""
+        async with self._recording() as session:
+            return await delete_calls(session, before, most)
+
+    @asynccontextmanager
+    async def _recording(self) -> AsyncIterator[AsyncSession]:
+        with translated(self._engines.url):
+            async with self._recorder, AsyncExitStack() as stack:
+                if self._engines.sqlite:
+                    await stack.enter_async_context(self._writer)
+                session = await stack.enter_async_context(AsyncSession(self._engines.write))
+                await lock_recorders(session, sqlite=self._engines.sqlite)
+                yield session
                 await session.commit()
 
     async def fleet(self, mesh: Mesh) -> Fleet:

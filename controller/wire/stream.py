@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from .base import Endpoint, Message, PublicKey, Revision, Text
+from .call_records import Records, Sequence, SpoolId
 from .denials import MOST_DENIALS, Denial
 from .mcp import ServiceName
 from .netmap import Delta, Netmap
@@ -19,12 +20,14 @@ __all__ = [
     "AgentFrame",
     "Applied",
     "Bye",
+    "Calls",
     "ControllerFrame",
     "DeltaFrame",
     "Denials",
     "Drift",
     "Hello",
     "HostReport",
+    "Recorded",
     "Report",
     "Serving",
     "Snapshot",
@@ -101,6 +104,26 @@ class Serving(Message):
     services: dict[ServiceName, Annotated[Text, Field(max_length=1000)] | None]
 
 
+class Calls(Message):
+    """Records of a gateway on this host, in order and without holes; `first` is the number of the first in its spool.
+
+    At least once: the agent sends them again until `Recorded` says that the controller has them. One frame a time.
+    """
+
+    type: Literal["calls"] = "calls"
+    spool: SpoolId
+    first: Sequence
+    records: Records
+
+
+class Recorded(Message):
+    """The controller keeps this spool's records up to number `through`: the host may forget them."""
+
+    type: Literal["recorded"] = "recorded"
+    spool: SpoolId
+    through: Annotated[int, Field(ge=0)]
+
+
 class Snapshot(Message):
     """Replaces whatever map the host holds."""
 
@@ -124,8 +147,8 @@ class Bye(Message):
     retry: bool = True
 
 
-AgentFrame = Annotated[Hello | Report | Applied | Denials | Drift | Serving, Field(discriminator="type")]
-ControllerFrame = Annotated[Snapshot | DeltaFrame | Bye, Field(discriminator="type")]
+AgentFrame = Annotated[Hello | Report | Applied | Denials | Drift | Serving | Calls, Field(discriminator="type")]
+ControllerFrame = Annotated[Snapshot | DeltaFrame | Recorded | Bye, Field(discriminator="type")]
 
 agent_frame: TypeAdapter[AgentFrame] = TypeAdapter(AgentFrame)
 controller_frame: TypeAdapter[ControllerFrame] = TypeAdapter(ControllerFrame)
