@@ -242,7 +242,8 @@ class Control:
         revision = desired.netmap.revision if desired and self._session.resume else None
         self._reported, self._told, self._first = report, None, None
         try:
-            await self._send(Hello(revision=revision, mesh=self._node.mesh.id, report=report))
+            timeline = desired.netmap.mesh.timeline if desired else ""
+            await self._send(Hello(revision=revision, mesh=self._node.mesh.id, timeline=timeline, report=report))
             async with asyncio.timeout(_GREETING_PATIENCE):
                 return await self._receive()
         except TimeoutError:

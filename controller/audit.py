@@ -21,6 +21,7 @@ class Action(StrEnum):
     """source:subject:action. The one list of what can happen to a mesh."""
 
     MESH_CREATE = "system:mesh:create"
+    MESH_RESTORE = "system:mesh:restore"  # from a backup: what happened after that was taken is not in this history
     TOKEN_BOOTSTRAP = "system:token:create"  # noqa: S105  the name of an action
     NODE_EXPIRE = "system:node:expire"
     TOKEN_CREATE = "admin:token:create"  # noqa: S105

@@ -15,13 +15,13 @@ from controller.identity.ca import CertificateAuthority
 from controller.identity.secret import new_id
 from controller.settings import Settings, SettingsError
 from controller.state_dir import StateDir, StateDirError
-from controller.store.engine import Engines
+from controller.store.engine import Engines, check_whole
 from controller.store.migrate import check_current, migrate
 from controller.store.store import Store
 from controller.wire.base import check_name
 from controller.wire.netmap import Mesh
 
-__all__ = ["Foundation", "lay", "open_existing", "open_store"]
+__all__ = ["Foundation", "lay", "open_existing", "open_store", "prepared"]
 
 DEFAULT_NAME = "mesh"
 
@@ -60,15 +60,22 @@ def _check_exists(database: Path) -> None:
 
 async def open_store(settings: Settings, now: Clock) -> tuple[Engines, Store]:
     """The database, migrated; without a mesh in it yet if it is new. Raises StoreError, StateDirError."""
-    engines = Engines(settings.database)
-    if engines.sqlite and engines.url.database:
-        _create_private(Path(engines.url.database))
+    engines = prepared(settings)
     try:
+        await check_whole(engines)
         await migrate(engines)
     except BaseException:
         await engines.dispose()
         raise
     return engines, Store(engines, now)
+
+
+def prepared(settings: Settings) -> Engines:
+    """The database's engines; an SQLite file is there, private, and empty if it is new. Raises StateDirError."""
+    engines = Engines(settings.database)
+    if engines.sqlite and engines.url.database:
+        _create_private(Path(engines.url.database))
+    return engines
 
 
 def _create_private(database: Path) -> None:

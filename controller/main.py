@@ -16,8 +16,10 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 import uvloop
 
+from controller import backup as backups
 from controller import logs
-from controller.audit import GENESIS, BrokenChain, verify_chain
+from controller.audit import BrokenChain
+from controller.backup import BackupError, verify_audit
 from controller.bootstrap import open_existing
 from controller.clock import utc_now
 from controller.problems import Refused
@@ -32,7 +34,7 @@ from controller.wire.rest import AdminRole, AdminTokenCreate
 
 __all__ = ["main"]
 
-_EXPECTED: Final = (SettingsError, StateDirError, StoreError, TlsError, Refused, BrokenChain)
+_EXPECTED: Final = (SettingsError, StateDirError, StoreError, TlsError, Refused, BrokenChain, BackupError)
 
 app = typer.Typer(
     name="wardmesh-controller",
@@ -172,6 +174,56 @@ def migrate(*, state_dir: StateDirOption = DEFAULT_STATE_DIR, database_url: Data
     _run(run())
 
 
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+    *,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    database_url: DatabaseOption = None,
+) -> None:
+    """Write the whole mesh, as it is at one moment, to a file. The controller may go on serving.
+
+    The file holds the CA's key: keep it as secret as the state directory. It can be restored into SQLite and
+    PostgreSQL, whichever it comes from.
+
+    Example:
+
+        wardmesh-controller backup /var/backups/wardmesh-$(date +%F).db
+    """
+
+    async def run() -> None:
+        rows = await backups.back_up(Settings(state_dir=state_dir, database_url=database_url), file, utc_now)
+        _say(f"{rows} rows and the CA are in {file}")
+
+    _run(run())
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `backup` wrote, by this version or an older one.")],
+    *,
+    state_dir: StateDirOption = DEFAULT_STATE_DIR,
+    database_url: DatabaseOption = None,
+) -> None:
+    """Make the mesh in a backup the one in an empty state directory and database.
+
+    What happened after the backup is gone: nodes that joined since must join again, nodes that were removed since are
+    back until they are removed again. Hosts notice, and get their whole map anew.
+
+    Examples:
+
+        wardmesh-controller restore /var/backups/wardmesh-2026-01-31.db --state-dir ./state
+
+        WARDMESH_DATABASE_URL=postgresql://wardmesh@db.example.com/new wardmesh-controller restore wardmesh.db
+    """
+
+    async def run() -> None:
+        rows = await backups.restore(Settings(state_dir=state_dir, database_url=database_url), file, utc_now)
+        _say(f"{rows} rows and the CA are restored; start the controller with the same options as before")
+
+    _run(run())
+
+
 @token.command("create")
 def token_create(
     *,
@@ -218,10 +270,7 @@ def audit_verify(*, state_dir: StateDirOption = DEFAULT_STATE_DIR, database_url:
     async def run() -> None:
         store = await open_existing(Settings(state_dir=state_dir, database_url=database_url), utc_now)
         try:
-            seq, last = 0, GENESIS
-            async with store.read() as tables:
-                while entries := await tables.ledger.audit_after(seq):
-                    seq, last = verify_chain(entries, last, seq)
+            seq, last = await verify_audit(store)
         finally:
             await store.close()
         _say(f"{seq} entries, unbroken; the last hash is {last}")

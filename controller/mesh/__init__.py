@@ -19,8 +19,8 @@ Nodes that wait for approval have a map with themselves in it and nobody else; d
 that a host's kernel would refuse, or that claims what another node holds (name, address, key), is logged and left
 out of every map, until it is mended or the other releases it.
 
-Resuming trusts revisions: a controller whose database was put back to an earlier backup must get a new mesh id, or
-hosts may hold revisions that meant something else.
+Resuming trusts revisions of one timeline only: a mesh that was restored from a backup has another, because hosts may
+hold revisions that meant something else.
 """
 
 from .hub import Hub, RefusedError

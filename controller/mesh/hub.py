@@ -197,7 +197,8 @@ class Hub:
 
     def _open(self, node_id: NodeId, hello: Hello) -> Connection:
         state = self._loaded()
-        if hello.mesh == state.mesh.id and hello.revision is not None and hello.revision <= state.revision:
+        same = (hello.mesh, hello.timeline) == (state.mesh.id, state.mesh.timeline)
+        if same and hello.revision is not None and hello.revision <= state.revision:
             missed = self._log.since(node_id, hello.revision)
             if missed is not None:
                 return Connection(node_id, state, told=hello.revision, pending=missed)

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 
 from controller.problems import Kind, Refused
 
-__all__ = ["Engines", "StoreError", "lock_recorders", "lock_writers", "translated"]
+__all__ = ["Engines", "StoreError", "check_whole", "lock_recorders", "lock_writers", "translated"]
 
 # Any constant will do, as long as all controllers use the same (it spells "wardmesh").
 WRITER_LOCK: Final = 0x77617264_6D657368
@@ -126,6 +126,22 @@ async def lock_recorders(session: AsyncSession, *, sqlite: bool) -> None:
         await session.execute(text("SELECT 1"))
     else:
         await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": RECORDER_LOCK})
+
+
+async def check_whole(engines: Engines) -> None:
+    """Raises StoreError when the database's own check finds it damaged. PostgreSQL guards its pages by itself."""
+    if not engines.sqlite:
+        return
+    with translated(engines.url):
+        async with engines.read.connect() as connection:
+            verdict = await connection.scalar(text("PRAGMA quick_check(1)"))
+            stray = (await connection.execute(text("PRAGMA foreign_key_check"))).first()
+    if verdict != "ok" or stray is not None:
+        fault = verdict if verdict != "ok" else f"a row of {stray[0] if stray else ''} refers to one that is not there"
+        raise StoreError(
+            f"the database {engines.url.render_as_string()} is damaged ({fault}): keep the file, and restore a backup "
+            "with `wardmesh-controller restore` into an empty state directory"
+        )
 
 
 def _sqlite_connections(engine: AsyncEngine, *, begin: str, query_only: bool) -> None:

@@ -113,6 +113,7 @@ class MeshRow(Base):
     prefix4: Mapped[str] = mapped_column(String(43))
     prefix6: Mapped[str] = mapped_column(String(43))
     ca_sha256: Mapped[str] = mapped_column(String(64))
+    timeline: Mapped[str] = mapped_column(String(64), server_default="")  # changes when a backup is restored
     created: Mapped[datetime]
 
 

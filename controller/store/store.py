@@ -135,7 +135,14 @@ class Store:
                 row = await session.scalar(select(MeshRow))
         if row is None:
             return None
-        mesh = Mesh(id=row.id, name=row.name, domain=row.domain, prefix4=row.prefix4, prefix6=row.prefix6)
+        mesh = Mesh(
+            id=row.id,
+            name=row.name,
+            domain=row.domain,
+            prefix4=row.prefix4,
+            prefix6=row.prefix6,
+            timeline=row.timeline,
+        )
         self._plan = AddressPlan.parse(mesh.prefix4, mesh.prefix6)
         return mesh, row.ca_sha256
 

@@ -44,13 +44,18 @@ T = TypeVar("T")
 
 
 class Mesh(Message):
-    """Facts that all hosts of one mesh share."""
+    """Facts that all hosts of one mesh share.
+
+    `timeline` names the history that revisions belong to: it changes when the controller is restored from a backup,
+    because revisions after that mean something else.
+    """
 
     id: str
     name: NodeName
     domain: str = "mesh.internal"
     prefix4: Prefix
     prefix6: Prefix
+    timeline: Annotated[str, Field(max_length=64)] = ""
 
 
 class SelfNode(Message):

@@ -52,11 +52,12 @@ class HostReport(Message):
 
 
 class Hello(Message):
-    """Opens the stream. `revision`: the map that the host holds, None for none; `mesh`: the id that map came from."""
+    """Opens the stream. `revision`: the map that the host holds, None for none, of that `mesh` (id) and `timeline`."""
 
     type: Literal["hello"] = "hello"
     revision: Revision | None = None
     mesh: str | None = None
+    timeline: str = ""
     report: HostReport
 
 
