@@ -14,7 +14,8 @@ from pydantic import Field
 
 from tests.gateway.harness import free_port
 
-cancelled: list[str] = []  # names of slow calls that were cancelled
+started: list[str] = []  # names of slow calls that began
+cancelled: list[str] = []  # of those that were cancelled
 finished: list[str] = []  # and of those that came to their end
 
 
@@ -63,6 +64,7 @@ def build() -> MCPServer:
     @server.tool()
     async def count(context: Context[Any, Any], to: int, name: str = "count", pause: float = 0.01) -> str:
         """Report progress, step by step."""
+        started.append(name)
         try:
             for step in range(to):
                 await context.report_progress(step, to)

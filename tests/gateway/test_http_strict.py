@@ -1,6 +1,7 @@
 """Requests that two readers could take for different ones are refused, and nothing of them reaches an upstream."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -226,7 +227,7 @@ async def test_a_body_over_the_limit_is_refused(lab: Lab, declared: bool) -> Non
     assert upstream.seen == []
 
 
-SLOW = HttpLimits(head_seconds=0.2, body_pause=0.2, body_seconds=0.4, idle_seconds=0.3, linger=0.2, tick=0.02)
+SLOW = HttpLimits(head_seconds=0.5, body_pause=0.5, body_seconds=0.8, idle_seconds=0.5, linger=0.2, tick=0.02)
 
 
 async def test_slow_headers_are_refused(lab: Lab) -> None:
@@ -301,8 +302,12 @@ async def test_connections_are_bounded(lab: Lab) -> None:
         assert (await client.ask("POST", BODY, HEADERS)).status == 200
     assert await (await lab.client(running)).rest() == b""
     await clients[0].close()
-    one_more = await lab.client(running, ALICE)
-    assert (await one_more.ask("POST", BODY, HEADERS)).status == 200
+    async with asyncio.timeout(BOUND):  # the gateway may see the next one before it sees this one go
+        while True:
+            one_more = await lab.client(running, ALICE)
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                assert (await one_more.ask("POST", BODY, HEADERS)).status == 200
+                break
 
 
 async def _drip(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -205,15 +205,18 @@ async def test_unasked_bytes_on_a_kept_connection_answer_nobody(lab: Lab, togeth
     async def behaviour(seen: Seen) -> None:
         seen.write(HEAD + b"content-length: %d\r\n\r\n%b" % (len(RESULT), RESULT) + (poison if together else b""))
         if not together:
-            await seen.writer.drain()
-            await asyncio.sleep(0.05)
+            await answered.wait()
             seen.write(poison)
+        await seen.gone.wait()
 
-    running = await lab.gateway(await lab.upstream(behaviour))
+    upstream = await lab.upstream(behaviour)
+    running = await lab.gateway(upstream)
     client = await lab.client(running)
-    for _ in range(3):
+    for number in range(3):
+        answered = asyncio.Event()
         assert b"poison" not in (await client.call(tool())).body
-        await asyncio.sleep(0.1)
+        answered.set()
+        await asyncio.wait_for(upstream.seen[number].gone.wait(), BOUND)  # whoever says too much is left
 
 
 async def test_a_dead_kept_connection_is_replaced_for_what_may_be_done_twice(lab: Lab) -> None:
