@@ -18,6 +18,7 @@ from .denied import DeniedLog
 from .denied_report import denial
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
+from .hidden import notice, shown
 from .host import agent_version, endpoints
 from .local_api import (
     Answer,
@@ -26,6 +27,7 @@ from .local_api import (
     DeniedRequest,
     Diff,
     DiffRequest,
+    HidingChain,
     Identity,
     LeaveRequest,
     Left,
@@ -101,6 +103,7 @@ async def _act(parts: Parts, request: RecordsRequest | RotateKeyRequest | LeaveR
 
 async def _status(parts: Parts) -> Status:
     observed, counted = await parts.kernel.observe(), await parts.kernel.count()
+    hidden_by, unread = await _hidden_by(parts)
     netmap, applier, standing = _map(parts), parts.applier, parts.control.standing
     certificate = parts.state.certificate()
     if certificate is None:
@@ -133,7 +136,8 @@ async def _status(parts: Parts) -> Status:
         in_force=applier.in_force.revision if applier.in_force else None,
         error=applier.outcome.error if applier.outcome else None,
         save_error=applier.save_error,
-        notices=parts.notices,
+        notices=(*parts.notices, *map(notice, hidden_by), *unread),
+        hidden_by=hidden_by,
         certificate_until=certificate.not_valid_after_utc,
         renewal=due(certificate),
         link=parts.config.link,
@@ -146,6 +150,14 @@ async def _status(parts: Parts) -> Status:
         drifts=applier.drifts,
         peers=_peers(netmap, observed),
     )
+
+
+async def _hidden_by(parts: Parts) -> tuple[tuple[HidingChain, ...], tuple[str, ...]]:
+    """Which chains of others hide the mesh, and why that cannot be told: a status must not fail of it."""
+    try:
+        return tuple(map(shown, await parts.kernel.hiding())), ()
+    except KernelError as error:
+        return (), (f"whether another table hides the mesh is not known: {error}",)
 
 
 def _map(parts: Parts) -> Netmap | None:

@@ -24,6 +24,7 @@ __all__ = [
     "Diff",
     "DiffRequest",
     "Failure",
+    "HidingChain",
     "Identity",
     "LeaveRequest",
     "Left",
@@ -143,6 +144,25 @@ class PeerStatus(Message):
     applied: bool = Field(default=True, description="False: the kernel does not have it")
 
 
+class HidingChain(Message):
+    """A chain of another program's nftables table that drops, or sends elsewhere, what the mesh needs.
+
+    `hook` is that of the base chain that leads there; `by_policy`: its policy does it, because no rule accepts.
+    `certain` False: it depends on a condition that agentd cannot read. `packets` is what the rule's own counter has, of
+    any packets, None without one.
+    """
+
+    family: str
+    table: str
+    chain: str
+    hook: str
+    effect: Literal["drop", "divert"]
+    by_policy: bool
+    certain: bool
+    packets: int | None = None
+    traffic: tuple[str, ...]
+
+
 class Status(Message):
     """Everything that `agentd status` shows."""
 
@@ -168,6 +188,9 @@ class Status(Message):
     error: str | None = Field(default=None, description="why `desired` is not in force")
     save_error: str | None = Field(default=None, description="why the map in force is not on disk")
     notices: tuple[str, ...] = ()
+    hidden_by: tuple[HidingChain, ...] = Field(
+        default=(), description="chains of other programs that keep from passing what the map in force allows"
+    )
     certificate_until: datetime
     renewal: datetime
     link: str

@@ -19,6 +19,7 @@ __all__ = [
     "Desired",
     "DesiredPeer",
     "Endpoint",
+    "Hiding",
     "HostNetwork",
     "KernelError",
     "LinkSettings",
@@ -256,6 +257,25 @@ class Counted:
 
     accepted: Mapping[str, int]
     denied: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Hiding:
+    """A chain of another's table that drops (or, with `diverts`, sends elsewhere) what the mesh needs.
+
+    `certain` False: it depends on a condition that agentd cannot read. `hook` is that of the base chain; `by_policy`:
+    no rule accepted it. `packets`: what the rule's own counter has, of any packets. `traffic`: for people.
+    """
+
+    family: str
+    table: str
+    chain: str
+    hook: str
+    by_policy: bool
+    diverts: bool
+    certain: bool
+    packets: int | None
+    traffic: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
@@ -22,12 +23,14 @@ from .kernel.device import Device
 from .kernel.errors import refused
 from .kernel.events import Hint, Watch
 from .kernel.firewall import Firewall
+from .kernel.hiding import hiding
 from .kernel.links import Links
+from .kernel.readback import Readback
 from .kernel.recompile import Recompiler
 from .kernel.ruleset import identifier
 from .kernel.userspace import UserspaceDevice
 from .kernel.wireguard import KernelDevice
-from .model import BackendName, Counted, Desired, Endpoint, KernelError, LinkSettings, Observed
+from .model import BackendName, Counted, Desired, Endpoint, Hiding, KernelError, LinkSettings, Observed
 from .operations import (
     AddAddress,
     ChangeTable,
@@ -80,24 +83,20 @@ class Reconciler:
 
     async def start(self) -> None:
         """Open the sockets and pick the backend; changes nothing. Raises KernelError."""
-        links = Links()
-        try:
+        with ExitStack() as undo:
+            links = Links()
+            undo.callback(links.close)
             device = _pick_device(self._settings, links)
+            undo.callback(device.close)
             try:
                 watch = Watch(self._settings.name, self._settings.table)
             except OSError as error:
-                device.close()
                 raise refused("listening to the kernel's events", error) from error
-            try:
-                firewall = Firewall(self._settings.table, watch.quiet)
-            except KernelError:
-                watch.close()
-                device.close()
-                raise
-        except KernelError:
-            links.close()
-            raise
-        self._opened = _Opened(links, device, watch, firewall)
+            undo.callback(watch.close)
+            firewall = Firewall(self._settings.table, watch.quiet)
+            undo.callback(firewall.close)
+            self._opened = _Opened(links, device, watch, firewall, Readback())
+            undo.pop_all()
 
     async def close(self) -> None:
         """Close the sockets; what is in the kernel stays and goes on working."""
@@ -136,6 +135,12 @@ class Reconciler:
             accepted={grant: count for grant, count in accepted.items() if count is not None},
             denied={name.removeprefix("denied/"): count for name, count in packets.items() if name[:7] == "denied/"},
         )
+
+    async def hiding(self) -> tuple[Hiding, ...]:
+        """Which tables of others keep from passing what the map in force allows. Raises KernelError."""
+        readback, netmap = self._open.readback, self._netmap
+        listing = await readback.listing()
+        return hiding(listing, readback, netmap, self._settings, time.time())
 
     async def plan(self, netmap: Netmap) -> tuple[Operation, ...]:
         """What `apply` would do now. Raises KernelError."""
@@ -338,8 +343,10 @@ class _Opened:
     device: Device
     watch: Watch
     firewall: Firewall
+    readback: Readback
 
     def close(self) -> None:
+        self.readback.close()
         self.watch.close()
         self.firewall.close()
         self.device.close()

@@ -17,7 +17,7 @@ from .errors import refused
 from .netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attribute, attributes
 from .nftables import Nftables
 
-__all__ = ["Firewall", "render_change", "render_table"]
+__all__ = ["Firewall", "read_generation", "render_change", "render_table"]
 
 # include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h
 _NFTABLES: Final = 10 << 8
@@ -128,7 +128,7 @@ class Firewall:
         self._nftables = Nftables()
         try:
             self._netlink = NetlinkSocket(NETLINK_NETFILTER)
-            self._generation = self._read_generation()
+            self._generation = read_generation(self._netlink)
         except OSError as error:
             self._nftables.close()
             raise refused("asking the kernel for nftables", error, _REMEDY) from error
@@ -144,7 +144,7 @@ class Firewall:
 
     def changed_elsewhere(self) -> bool:
         """True when anybody committed to any table since our own last transaction."""
-        return self._read_generation() != self._generation
+        return read_generation(self._netlink) != self._generation
 
     def present(self) -> bool:
         """True when the table exists."""
@@ -183,10 +183,10 @@ class Firewall:
     async def _commit(self, text: str, result: Ruleset | None) -> None:
         known, self.in_force = self.in_force, None  # until it is over: we may be cancelled half-way
         # The generation is read outside the quiet time, so that a commit by another is either heard or counted.
-        before = self._read_generation()
+        before = read_generation(self._netlink)
         with self._quiet():
             message = await self._run(text)
-        self._generation = self._read_generation()
+        self._generation = read_generation(self._netlink)
         commits = (self._generation - before) & 0xFFFFFFFF  # each transaction, to whatever table, adds one
         if message is not None:
             self.in_force = known if commits == 0 else None
@@ -205,12 +205,14 @@ class Firewall:
             await running
             raise
 
-    def _read_generation(self) -> int:
-        answer = self._netlink.ask(_NFT_MSG_GETGEN, _NFGENMSG.pack(_NFPROTO_UNSPEC, 0, 0))
-        for kind, start, end in attributes(answer, _NFGENMSG.size):
-            if kind == _NFTA_GEN_ID:
-                return int.from_bytes(answer[start:end], "big")
-        raise NetlinkError(errno.EBADMSG, "the kernel gave no nftables generation")
+
+def read_generation(netlink: NetlinkSocket) -> int:
+    """A number that every committed transaction, to whatever table, makes greater by one. Raises NetlinkError."""
+    answer = netlink.ask(_NFT_MSG_GETGEN, _NFGENMSG.pack(_NFPROTO_UNSPEC, 0, 0))
+    for kind, start, end in attributes(answer, _NFGENMSG.size):
+        if kind == _NFTA_GEN_ID:
+            return int.from_bytes(answer[start:end], "big")
+    raise NetlinkError(errno.EBADMSG, "the kernel gave no nftables generation")
 
 
 _REMEDY: Final = "nftables needs CAP_NET_ADMIN and a kernel with CONFIG_NF_TABLES and CONFIG_NF_TABLES_INET"

@@ -14,6 +14,12 @@ __all__ = ["Nftables"]
 _LIBRARY: Final = "libnftables.so.1"
 # struct nft_ctx's flags (nftables/libnftables.h)
 _NFT_CTX_DEFAULT: Final = 0
+_OUTPUT_HANDLE: Final = 1 << 3
+_OUTPUT_JSON: Final = 1 << 4
+_OUTPUT_NUMERIC_PRIO: Final = 1 << 8
+_OUTPUT_NUMERIC_TIME: Final = 1 << 10
+_OUTPUT_TERSE: Final = 1 << 11  # without the elements of sets, which may be many
+_LISTING: Final = _OUTPUT_HANDLE | _OUTPUT_NUMERIC_PRIO | _OUTPUT_NUMERIC_TIME | _OUTPUT_TERSE
 
 
 class Nftables:
@@ -41,6 +47,21 @@ class Nftables:
         said: bytes = self._library.nft_ctx_get_error_buffer(self._context) or b""
         return said.decode(errors="replace").strip() or "libnftables gave no reason"
 
+    def list_ruleset(self, *, json: bool) -> str:
+        """All tables of the network namespace, without the elements of named sets. Raises KernelError.
+
+        As JSON, or as nft's own text, which alone has what `iptables-nft` wrote in nft's words.
+        """
+        self._library.nft_ctx_output_set_flags(self._context, _LISTING | (_OUTPUT_JSON if json else 0))
+        try:
+            message = self.run("list ruleset")
+        finally:
+            self._library.nft_ctx_output_set_flags(self._context, 0)
+        if message is not None:
+            raise KernelError(f"nft could not list the ruleset: {message}; reading it needs CAP_NET_ADMIN")
+        listed: bytes = self._library.nft_ctx_get_output_buffer(self._context) or b""
+        return listed.decode(errors="replace")
+
     def close(self) -> None:
         """Free it; idempotent."""
         if self._context:
@@ -57,6 +78,8 @@ def _load() -> ctypes.CDLL:
         ("nft_ctx_buffer_error", [context], ctypes.c_int),
         ("nft_ctx_buffer_output", [context], ctypes.c_int),
         ("nft_ctx_get_error_buffer", [context], ctypes.c_char_p),
+        ("nft_ctx_get_output_buffer", [context], ctypes.c_char_p),
+        ("nft_ctx_output_set_flags", [context, ctypes.c_uint], None),
         ("nft_run_cmd_from_buffer", [context, ctypes.c_char_p], ctypes.c_int),
     ):
         function = getattr(library, name)
