@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from controller.records import Fleet
 from controller.wire.rest import PolicyReport
 
-from .document import Document, Grant, Group, Selector, Test
+from .document import Document, Grant, Group, Reach, Selector, Service, Test
 from .findings import Findings, PolicyError, suggestion
 from .model import Member
-from .parse import parse_into, services
+from .parse import parse_into
 from .population import Population
 from .trial import Trial
 
@@ -56,7 +56,9 @@ class _Check:
         for selector in self._selectors():
             self._name(selector)
         self._findings.raise_errors()  # tests over unknown names would only repeat them
-        seen: dict[object, Grant] = {}
+        for service in self._document.services.values():
+            self._service(service)
+        seen: dict[str, Grant] = {}
         for grant in self._document.grants:
             self._grant(grant, seen)
         trial = Trial(self._document, self._population, self._now)
@@ -72,13 +74,16 @@ class _Check:
     def _selectors(self) -> Iterator[Selector]:
         groups: Iterable[Group] = self._document.groups.values()
         yield from (member for group in groups for member in group.members)
+        yield from (selector for service in self._document.services.values() for selector in service.on)
         parts: Sequence[Grant | Test] = (*self._document.grants, *self._document.tests)
         yield from (selector for part in parts for selector in (*part.from_, *part.to))
 
     def _name(self, selector: Selector) -> None:
         known = selector.name in self._names
         if selector.kind == "node" and not known:
-            names = [*self._names, *self._document.hosts, *self._document.groups] if selector.bare else self._names
+            bare = [*self._names, *self._document.hosts, *self._document.groups]
+            bare += [service.key for service in self._document.services.values()]
+            names = bare if selector.bare else self._names
             near = suggestion(selector.name, names)
             what = "node, host or group" if selector.bare else "node"
             self._findings.error("unknown-node", f"there is no {what} {selector.name!r}{near}", selector.place)
@@ -90,9 +95,17 @@ class _Check:
                 selector.place,
             )
 
-    def _grant(self, grant: Grant, seen: dict[object, Grant]) -> None:
-        what = frozenset(s.key for s in grant.from_), frozenset(s.key for s in grant.to), services(grant.ip)
-        first = seen.setdefault(what, grant)
+    def _service(self, service: Service) -> None:
+        if not any(self._population.matching(selector) for selector in service.on):
+            message = f"no active node matches 'on': nobody serves {service.key} now"
+            self._findings.warning("idle-service", message, service.place)
+        if service.gateway is not None and service.name in self._names:
+            message = f"a node is named {service.name!r}, too: its name in the mesh would be the service's"
+            self._findings.warning("ambiguous", message, service.place)
+
+    def _grant(self, grant: Grant, seen: dict[str, Grant]) -> None:
+        # The same id but for its number: what is granted to whom is the same.
+        first = seen.setdefault(grant.id.partition("-")[0], grant)
         if first is not grant:
             self._findings.warning("duplicate-grant", f"line {first.place.line} grants the same", grant.place)
         if grant.expires is not None and grant.expires <= self._now:
@@ -100,16 +113,26 @@ class _Check:
         if any(s.kind == "any" for s in grant.from_) and any(s.kind == "any" for s in grant.to):
             self._findings.warning("everyone", "this grant is from every node to every node", grant.place)
         for selector in (*grant.from_, *grant.to):
+            if selector.kind == "svc":
+                continue  # who serves it was asked of the service itself
             if not self._findings.is_full and not self._population.matching(selector):
                 self._findings.warning("empty-selector", self._emptiness(selector), selector.place)
         for side, selectors in (("from", grant.from_), ("to", grant.to)):
             if not any(self._population.matching(selector) for selector in selectors):
                 message = f"nobody matches {side!r}: this grant allows nothing now"
                 self._findings.warning("unreachable", message, grant.place)
-        only = self._only(grant.from_)
+        if grant.mcp is None and any(self._speaks_mcp(reach) for reach in grant.reaches):
+            message = "this grant says nothing about calls: it opens the service, and no tool; add mcp: {tools: [...]}"
+            self._findings.warning("no-calls", message, grant.place)
+        # A gateway judges also what its own host asks of it.
+        only = None if any(reach.service for reach in grant.reaches) else self._only(grant.from_)
         if only is not None and only == self._only(grant.to):
             message = f"only {only.name!r} is on both sides, and a node's traffic with itself is not filtered"
             self._findings.warning("unreachable", message, grant.place)
+
+    def _speaks_mcp(self, reach: Reach) -> bool:
+        gateway = self._document.services[reach.service].gateway if reach.service is not None else None
+        return gateway is not None and gateway.kind == "mcp"
 
     def _only(self, selectors: tuple[Selector, ...]) -> Member | None:
         """The one node that matches, None when there are none or more."""

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Final
 
 from controller.wire.base import Address
+from controller.wire.mcp import McpGrant, Service, ServiceName
 from controller.wire.netmap import Direction, Rule
 
-from .document import ANYONE, Document, Grant, Selector
+from .document import ANYONE, Document, Grant, McpRules, Reach, Selector
 from .parse import services
 from .prefixes import PrefixTable
 
@@ -23,10 +24,18 @@ Role = frozenset[str]  # keys of the selectors that match a node
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a node of one role enforces: rules by id, and the names of the sets that they use."""
+    """What a node of one role enforces: rules by id, and the names of the sets whose members are its counterparts.
+
+    `services`: the gateway services that such a node may serve, by name, without addresses and names. Their sets
+    (`svc:NAME`) are what `local` of its rules names; they are in `sets` only where the node may call them, too.
+    `calls`: who may make which calls on those services, by grant id. `names`: the gateway services that it may call.
+    """
 
     rules: Mapping[str, Rule]
     sets: frozenset[str]
+    services: Mapping[ServiceName, Service] = field(default_factory=dict)
+    calls: Mapping[str, McpGrant] = field(default_factory=dict)
+    names: frozenset[ServiceName] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,8 @@ class _Side:
 
     rules: tuple[Rule, ...]
     sets: frozenset[str]
+    names: frozenset[ServiceName] = frozenset()
+    calls: McpGrant | None = None
 
 
 NO_ROLE: Final[Role] = frozenset()
@@ -43,9 +54,14 @@ _NO_VIEW: Final = View(MappingProxyType({}), frozenset())
 
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
-    """The meaning of a document. `counterparts`: for a set, the selectors whose members use it in their rules."""
+    """The meaning of a document. `counterparts`: for a set, the selectors whose members use it in their rules.
+
+    `gateway_services`: those that have addresses of their own, by name. The nodes that may serve one are those whose
+    role has its key, `svc:NAME`, whether anybody may call it or not.
+    """
 
     counterparts: Mapping[str, frozenset[str]]
+    gateway_services: Mapping[ServiceName, Service]
     _sides: Mapping[str, tuple[_Side, ...]]
     _groups_of: Mapping[str, tuple[str, ...]]
     _prefixes: PrefixTable
@@ -64,27 +80,47 @@ class CompiledPolicy:
             return _NO_VIEW
         view = self._views.get(role)
         if view is None:
-            sides = [side for key in sorted(role) for side in self._sides.get(key, ())]
-            rules = {rule.id: rule for side in sides for rule in side.rules}
-            view = View(MappingProxyType(rules), frozenset().union(*(side.sets for side in sides)))
+            view = self._compose(role)
             self._views[role] = view
         return view
+
+    def _compose(self, role: Role) -> View:
+        sides = [side for key in sorted(role) for side in self._sides.get(key, ())]
+        served = {name: service for name, service in self.gateway_services.items() if f"svc:{name}" in role}
+        calls: dict[str, McpGrant] = {}
+        for grant in (side.calls for side in sides if side.calls is not None):
+            # A host hears nothing of services that others serve.
+            mine = tuple(name for name in grant.services if name in served)
+            calls[grant.id] = grant.model_copy(update={"services": mine})
+        return View(
+            rules=MappingProxyType({rule.id: rule for side in sides for rule in side.rules}),
+            sets=frozenset().union(*(side.sets for side in sides)),
+            services=MappingProxyType(served),
+            calls=MappingProxyType(calls),
+            names=frozenset().union(*(side.names for side in sides)),
+        )
 
 
 def compile_policy(document: Document) -> CompiledPolicy:
     """Compile; every document that `parse` accepts compiles."""
-    sides: dict[str, list[_Side]] = {}
-    counterparts: dict[str, set[str]] = {}
+    gateway = {name: service.gateway for name, service in document.services.items() if service.gateway is not None}
+    sides: dict[str, list[_Side]] = {f"svc:{name}": [] for name in gateway}
+    counterparts: dict[str, set[str]] = {key: set() for key in sides}
     for grant in document.grants:
-        from_, to = _keys(grant.from_), _keys(grant.to)
-        for members, direction, peers in ((from_, "out", to), (to, "in", from_)):
-            side = _Side(_rules(grant, "out" if direction == "out" else "in", peers), frozenset(peers))
-            for key in members:
-                sides.setdefault(key, []).append(side)
-            for key in peers:
-                counterparts.setdefault(key, set()).update(members)
+        from_ = _keys(grant.from_)
+        calls = _calls(grant, from_)
+        for reach in grant.reaches:
+            to = _keys(reach.to)
+            out = _Side(_rules(grant, reach, "out", to), frozenset(to), _service_names(reach))
+            into = _Side(_rules(grant, reach, "in", from_), frozenset(from_), calls=calls if reach.service else None)
+            for members, side, peers in ((from_, out, to), (to, into, from_)):
+                for key in members:
+                    sides.setdefault(key, []).append(side)
+                for key in peers:
+                    counterparts.setdefault(key, set()).update(members)
     return CompiledPolicy(
         counterparts={key: frozenset(keys) for key, keys in counterparts.items()},
+        gateway_services=MappingProxyType(gateway),
         _sides={key: tuple(found) for key, found in sides.items()},
         _groups_of=document.groups_of(),
         _prefixes=PrefixTable({f"host:{host.name}": host.prefix for host in document.hosts.values()}),
@@ -98,17 +134,47 @@ def _keys(selectors: tuple[Selector, ...]) -> tuple[str, ...]:
     return (ANYONE,) if ANYONE in keys else tuple(sorted(keys))
 
 
-def _rules(grant: Grant, direction: Direction, peers: tuple[str, ...]) -> tuple[Rule, ...]:
-    """One rule a protocol. Its id follows from the grant's, so a recompiled policy changes only what changed in it."""
+def _service_names(reach: Reach) -> frozenset[ServiceName]:
+    return frozenset() if reach.service is None else frozenset({reach.service})
+
+
+def _calls(grant: Grant, peers: tuple[str, ...]) -> McpGrant | None:
+    """What the grant means for the gateways; None when it is to none of their services."""
+    names = tuple(sorted(reach.service for reach in grant.reaches if reach.service is not None))
+    if not names:
+        return None
+    rules = grant.mcp or McpRules()
+    return McpGrant.model_construct(  # made of values that were checked when they were read
+        id=grant.id,
+        peers=peers,
+        services=names,
+        tools=rules.tools,
+        deny_tools=rules.deny_tools,
+        prompts=rules.prompts,
+        resources=rules.resources,
+        methods=rules.methods,
+        args=rules.args,
+        limits=rules.limits,
+        expires=grant.expires,
+    )
+
+
+def _rules(grant: Grant, reach: Reach, direction: Direction, peers: tuple[str, ...]) -> tuple[Rule, ...]:
+    """One rule a protocol. Its id follows from the grant's, so a recompiled policy changes only what changed in it.
+
+    The rules of a grant without `ip` are told apart by the service that each is for.
+    """
+    base = f"{grant.id}.{direction}" if grant.ip else f"{grant.id}.{direction}.{reach.to[0].name}"
     return tuple(
         Rule(
-            id=f"{grant.id}.{direction}.{protocol}",
+            id=f"{base}.{protocol}",
             grant=grant.id,
             direction=direction,
             protocol=protocol,
             ports=ports,
             peers=peers,
+            local=(f"svc:{reach.service}",) if reach.service is not None and direction == "in" else (),
             expires=grant.expires,
         )
-        for protocol, ports in services(grant.ip)
+        for protocol, ports in services(reach.ip)
     )

@@ -5,12 +5,13 @@ follows the change and not the number of nodes.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from controller.wire.netmap import Protocol
 from controller.wire.rest import AccessChange, PolicyDifference
 
-from .document import Document, Grant
+from .document import Document, Reach, Selector
 from .model import Member
 from .parse import services
 from .population import Population
@@ -37,48 +38,67 @@ def difference(old: Document, new: Document, members: Iterable[Member], now: flo
     return PolicyDifference(changes=tuple(changes[:MOST]), pairs=len(changes))
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One reach of a grant for the fleet of the moment: what may be opened from whom to whom."""
+
+    sources: frozenset[Member]
+    destinations: frozenset[Member]
+    access: tuple[tuple[Protocol, Ports], ...]
+
+
 class _Reach:
-    """Which grants of a document name which nodes, on either side."""
+    """Which parts of a document's grants name which nodes, on either side."""
 
     def __init__(self, document: Document, members: Iterable[Member], now: float) -> None:
         population = Population(document, members)
-        self.sides: dict[str, tuple[frozenset[Member], frozenset[Member]]] = {}
-        self._access: dict[str, Access] = {}
-        self._from: dict[Member, set[str]] = {}
-        self._to: dict[Member, set[str]] = {}
+        self.parts: dict[tuple[str, int], _Part] = {}
+        self._from: dict[Member, set[tuple[str, int]]] = {}
+        self._to: dict[Member, set[tuple[str, int]]] = {}
         for grant in document.at(now).grants:
-            sides = (_members(population, grant, "from"), _members(population, grant, "to"))
-            self.sides[grant.id] = sides
-            self._access[grant.id] = {
-                protocol: ports if protocol != "icmp" else _ICMP for protocol, ports in services(grant.ip)
-            }
-            for index, side in zip((self._from, self._to), sides, strict=True):
-                for member in side:
-                    index.setdefault(member, set()).add(grant.id)
+            sources = _members(population, grant.from_)
+            for number, reach in enumerate(grant.reaches):
+                key = grant.id, number
+                part = _Part(sources, _destinations(population, reach), tuple(_access(reach)))
+                self.parts[key] = part
+                for index, side in ((self._from, part.sources), (self._to, part.destinations)):
+                    for member in side:
+                        index.setdefault(member, set()).add(key)
 
     def access(self, source: Member, destination: Member) -> Access:
         """Everything that the one may open to the other."""
         found: dict[Protocol, list[tuple[int, int]]] = {}
-        for grant in self._from.get(source, set()) & self._to.get(destination, set()):
-            for protocol, ports in self._access[grant].items():
+        for key in self._from.get(source, set()) & self._to.get(destination, set()):
+            for protocol, ports in self.parts[key].access:
                 found.setdefault(protocol, []).extend(ports)
         return {protocol: merge(ports) for protocol, ports in found.items()}
 
 
-def _members(population: Population, grant: Grant, side: str) -> frozenset[Member]:
-    selectors = grant.from_ if side == "from" else grant.to
+def _access(reach: Reach) -> Iterator[tuple[Protocol, Ports]]:
+    for protocol, ports in services(reach.ip):
+        yield protocol, _ICMP if protocol == "icmp" else ports
+
+
+def _members(population: Population, selectors: Iterable[Selector]) -> frozenset[Member]:
     return frozenset(member for selector in selectors for member in population.matching(selector))
 
 
+def _destinations(population: Population, reach: Reach) -> frozenset[Member]:
+    """A gateway service is a destination of its own, under its selector's name, whoever serves it."""
+    if reach.service is not None:
+        return frozenset({Member(f"svc:{reach.service}", frozenset(), ())})
+    return _members(population, reach.to)
+
+
 def _affected(before: _Reach, after: _Reach) -> Iterator[tuple[Member, Member]]:
-    """Pairs that may differ. A grant's id says what it grants to whom, its sides say who that is at the moment."""
+    """Pairs that may differ. A grant's id says what it grants to whom, its parts say who that is at the moment."""
     for one, other in ((before, after), (after, before)):
-        for grant, (sources, destinations) in one.sides.items():
-            if other.sides.get(grant) != (sources, destinations):
+        for key, part in one.parts.items():
+            if other.parts.get(key) != part:
                 yield from (
                     (source, destination)
-                    for source in sources
-                    for destination in destinations
+                    for source in part.sources
+                    for destination in part.destinations
                     if source is not destination
                 )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
+from controller.wire import mcp
 from controller.wire.netmap import PortRange, Protocol
 
 from .findings import Place
@@ -20,21 +21,24 @@ __all__ = [
     "Grant",
     "Group",
     "Host",
+    "McpRules",
     "Network",
+    "Reach",
     "Selector",
     "SelectorKind",
+    "Service",
     "Tag",
     "Test",
 ]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-SelectorKind = Literal["any", "tag", "node", "host", "group"]
+SelectorKind = Literal["any", "tag", "node", "host", "group", "svc"]
 ANYONE = "*"
 
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Names nodes. `bare`: written without its kind, which the document's own hosts and groups then decided."""
+    """Names nodes, or a service. `bare`: written without its kind, which the document itself then decided."""
 
     kind: SelectorKind
     name: str
@@ -43,7 +47,7 @@ class Selector:
 
     @property
     def key(self) -> str:
-        """`*`, `tag:x`, `node:x`, `host:x`, `group:x`: also the name of its address set on hosts."""
+        """`*`, `tag:x`, `node:x`, `host:x`, `group:x`, `svc:x`: also the name of its address set on hosts."""
         return ANYONE if self.kind == "any" else f"{self.kind}:{self.name}"
 
 
@@ -85,16 +89,66 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
-    """Nodes of `from_` may open flows of `ip` to nodes of `to`, until `expires` (seconds since the epoch).
+class Service:
+    """Something on the nodes of `on`, at one TCP `port`.
 
-    `id` follows from what is granted to whom, so editing notes, times, order or neighbours does not change it.
+    `gateway` is None for a server on its hosts' own addresses: then the service is those hosts and the port. Otherwise
+    the MCP gateway of one of the hosts serves it, under mesh addresses that are the service's own; the value says how,
+    without addresses and names, which the mesh knows.
+    """
+
+    name: str
+    on: tuple[Selector, ...]
+    port: int
+    gateway: mcp.Service | None
+    place: Place = field(compare=False)
+
+    @property
+    def key(self) -> str:
+        return f"svc:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class McpRules:
+    """Which calls a grant allows on services of kind mcp; fields mean what those of the wire's `McpGrant` do."""
+
+    tools: tuple[str, ...] = ()
+    deny_tools: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    args: tuple[mcp.ToolRules, ...] = ()
+    limits: tuple[mcp.ToolRate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """One part of what a grant opens: flows of `ip` to nodes of `to`.
+
+    `service`: `to` is that gateway service, and the flows go to its own addresses, whichever of its nodes holds them;
+    None: they go to the nodes' own addresses.
+    """
+
+    to: tuple[Selector, ...]
+    ip: tuple[Allowance, ...]
+    service: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Nodes of `from_` may open the flows that `reaches` names, until `expires` (seconds since the epoch).
+
+    `to` and `ip` are as written: a grant without `ip` is to services, whose ports are in `reaches`. `mcp` is None where
+    the grant says nothing about calls. `id` follows from what is granted to whom, so editing notes, times, order or
+    neighbours, or moving a service to another port, does not change it.
     """
 
     id: str
     from_: tuple[Selector, ...]
     to: tuple[Selector, ...]
     ip: tuple[Allowance, ...]
+    reaches: tuple[Reach, ...]
+    mcp: McpRules | None
     note: str
     expires: int | None
     place: Place = field(compare=False)
@@ -120,6 +174,7 @@ class Document:
     hosts: Mapping[str, Host] = field(default_factory=lambda: MappingProxyType({}))
     tags: Mapping[str, Tag] | None = None
     groups: Mapping[str, Group] = field(default_factory=lambda: MappingProxyType({}))
+    services: Mapping[str, Service] = field(default_factory=lambda: MappingProxyType({}))
     grants: tuple[Grant, ...] = ()
     tests: tuple[Test, ...] = ()
 
@@ -134,9 +189,18 @@ class Document:
         return min((g.expires for g in self.grants if g.expires is not None and now < g.expires), default=None)
 
     def groups_of(self) -> Mapping[str, tuple[str, ...]]:
-        """For the key of each selector that is in groups, the keys of those groups."""
+        """For the key of each selector that is in groups, or that services are on, the keys of those."""
         groups: dict[str, list[str]] = {}
         for group in self.groups.values():
             for member in group.members:
                 groups.setdefault(member.key, []).append(f"group:{group.name}")
+        for service in self.services.values():
+            for key in dict.fromkeys(key for selector in service.on for key in self._simple(selector)):
+                groups.setdefault(key, []).append(service.key)
         return {key: tuple(found) for key, found in groups.items()}
+
+    def _simple(self, selector: Selector) -> tuple[str, ...]:
+        """The keys of the selectors that a selector consists of: its own, or for a group those of its members."""
+        if selector.kind != "group":
+            return (selector.key,)
+        return tuple(member.key for member in self.groups[selector.name].members)

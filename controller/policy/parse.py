@@ -8,22 +8,40 @@ import hashlib
 import ipaddress
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
+
+from pydantic_core import to_jsonable_python
 
 from controller.wire.base import check_name, check_tag
 from controller.wire.netmap import PortRange, Protocol
 
-from .document import ANYONE, Allowance, Document, Grant, Group, Host, Network, Selector, Tag, Test
+from .document import (
+    ANYONE,
+    Allowance,
+    Document,
+    Grant,
+    Group,
+    Host,
+    McpRules,
+    Network,
+    Reach,
+    Selector,
+    Service,
+    Tag,
+    Test,
+)
 from .findings import Findings, suggestion
+from .mcp_reader import McpReader
 from .ports import Ports, merge
 from .reader import Reader
+from .service_reader import ServiceReader
 from .tree import Text, Tree, read_tree
 
 __all__ = ["parse", "parse_into", "services"]
 
-_SECTIONS: Final = ("hosts", "tags", "groups", "grants", "tests")
+_SECTIONS: Final = ("hosts", "tags", "groups", "services", "grants", "tests")
 _MAX_NOTE: Final = 500
 _MAX_TESTS: Final = 1000  # each may look at every pair of nodes
 
@@ -62,6 +80,9 @@ class _Parser(Reader):
         self._tags: dict[str, Tag] | None = None
         self._groups: dict[str, Group] = {}
         self._group_names: set[str] = set()
+        self._services: dict[str, Service] = {}
+        self._service_names: set[str] = set()
+        self._calls = McpReader(findings)
         self._grant_ids: Counter[str] = Counter()
 
     def document(self, tree: Tree) -> Document:
@@ -77,12 +98,16 @@ class _Parser(Reader):
                 self._tag(key, value)
         for key, value in groups:
             self._group(key, value)
+        services = self._section(sections, "services")
+        self._service_names = {_strip(key.value, "svc:") for key, _ in services}
+        self._read_services(services)
         grants = [self._grant(item) for item in self.sequence(sections.get("grants"), "grants")]
         tests = [self._test(item) for item in self._tests(sections.get("tests"))]
         return Document(
             hosts=MappingProxyType(self._hosts),
             tags=None if self._tags is None else MappingProxyType(self._tags),
             groups=MappingProxyType(self._groups),
+            services=MappingProxyType(self._services),
             grants=tuple(grant for grant in grants if grant is not None),
             tests=tuple(test for test in tests if test is not None),
         )
@@ -138,9 +163,15 @@ class _Parser(Reader):
             return None
         return selector
 
-    def _declared(
-        self, key: Text, prefix: str, known: dict[str, Host] | dict[str, Tag] | dict[str, Group]
-    ) -> str | None:
+    def _read_services(self, pairs: Sequence[tuple[Text, Tree]]) -> None:
+        reader = ServiceReader(self.findings, self._selector)
+        for key, value in pairs:
+            name = self._declared(key, "svc:", self._services)
+            service = reader.service(name or key.value, key, value)
+            if name is not None and service is not None:
+                self._services[name] = service
+
+    def _declared(self, key: Text, prefix: str, known: Mapping[str, Host | Tag | Group | Service]) -> str | None:
         """The name that a key declares; `tag:web` and `web` are the same key of `tags`, and so for the others."""
         stripped = Text(_strip(key.value, prefix), key.place)
         name = self.checked(stripped, check_name, "name")
@@ -157,6 +188,18 @@ class _Parser(Reader):
 
     # Selectors
 
+    def _target(self, text: Text) -> Selector | None:
+        """A selector of `to`, where services may stand, too."""
+        kind, colon, name = text.value.partition(":")
+        if kind != "svc" or not colon:
+            return self._selector(text)
+        checked = self.checked(Text(name, text.place), check_name, "selector")
+        if checked is not None and checked not in self._service_names:
+            near = suggestion(checked, self._service_names)
+            self.findings.error("unknown-service", f"there is no service {checked!r}{near}", text.place)
+            return None
+        return None if checked is None else Selector("svc", checked, text.place)
+
     def _selector(self, text: Text) -> Selector | None:
         value = text.value
         if value == ANYONE:
@@ -168,10 +211,14 @@ class _Parser(Reader):
             return self._tag_selector(text)
         if kind in ("node", "host", "group"):
             return self._named(kind, Text(name, text.place))
-        near = suggestion(kind, ("tag", "node", "host", "group"))
+        if kind == "svc":
+            message = f"{value!r} can only stand in 'to': here, name the nodes (tag:, node:, host:, group: or *)"
+            self.findings.error("selector", message, text.place)
+            return None
+        near = suggestion(kind, ("tag", "node", "host", "group", "svc"))
         self.findings.error(
             "selector",
-            f"{value!r}: {kind!r} is no kind of selector{near}; use tag:, node:, host:, group: or *",
+            f"{value!r}: {kind!r} is no kind of selector{near}; use tag:, node:, host:, group:, svc: or *",
             text.place,
         )
         return None
@@ -213,26 +260,59 @@ class _Parser(Reader):
     # Grants and tests
 
     def _grant(self, tree: Tree) -> Grant | None:
-        fields = self.fields(tree, "a grant", ("from", "to", "ip", "note", "expires"))
-        if not self._has(fields, ("from", "to", "ip"), "a grant", tree):
+        fields = self.fields(tree, "a grant", ("from", "to", "ip", "mcp", "note", "expires"))
+        if not self.has(fields, ("from", "to"), "a grant", tree):
             return None
         from_ = self.one_or_more(fields["from"], "from", self._selector)
-        to = self.one_or_more(fields["to"], "to", self._selector)
-        ip = self.one_or_more(fields["ip"], "ip", self.allowance)
+        to = self.one_or_more(fields["to"], "to", self._target)
+        ip = self.one_or_more(fields["ip"], "ip", self.allowance) if "ip" in fields else ()
+        mcp = self._mcp(fields["mcp"], to) if "mcp" in fields else None
         expires = self.instant(fields["expires"]) if "expires" in fields else None
-        return Grant(
-            id=self._grant_id(from_, to, ip),
-            from_=from_,
-            to=to,
-            ip=ip,
-            note=self._note(fields.get("note")),
-            expires=expires,
-            place=tree.place,
-        )
+        note = self._note(fields.get("note"))
+        reaches = self._reaches(to, ip if "ip" in fields else None, tree)
+        if reaches is None:
+            return None
+        return Grant(self._grant_id(from_, to, ip, mcp), from_, to, ip, reaches, mcp, note, expires, tree.place)
 
-    def _grant_id(self, from_: Sequence[Selector], to: Sequence[Selector], ip: Sequence[Allowance]) -> str:
+    def _reaches(self, to: Sequence[Selector], ip: Sequence[Allowance] | None, tree: Tree) -> tuple[Reach, ...] | None:
+        """What a grant opens: what `ip` says, or without `ip` the ports of the services."""
+        if ip is None:
+            nodes = [selector for selector in to if selector.kind != "svc"]
+            if nodes:
+                message = (
+                    f"a grant to {nodes[0].key} needs ip, like ip: [tcp:443]; only services have ports of their own"
+                )
+                self.findings.error("missing-key", message, tree.place)
+                return None
+            return tuple(self._reach(selector) for selector in to if selector.name in self._services)
+        for selector in to:
+            if selector.kind == "svc" and (service := self._services.get(selector.name)) and service.gateway:
+                message = f"{selector.key} is reached at its own addresses and port only: grant to it without ip"
+                self.findings.error("service-ip", message, selector.place)
+        return (Reach(tuple(to), tuple(ip)),)
+
+    def _reach(self, selector: Selector) -> Reach:
+        service = self._services[selector.name]
+        allowance = Allowance("tcp", (service.port, service.port), f"tcp:{service.port}", selector.place)
+        return Reach((selector,), (allowance,), None if service.gateway is None else service.name)
+
+    def _mcp(self, tree: Tree, to: Sequence[Selector]) -> McpRules:
+        for selector in to:
+            service = self._services.get(selector.name) if selector.kind == "svc" else None
+            if selector.kind == "svc" and service is None:
+                continue  # its declaration is faulty, and reported there
+            if service is None or service.gateway is None or service.gateway.kind != "mcp":
+                message = f"mcp speaks of calls, and {selector.key} is no service with mcp: make it a grant of its own"
+                self.findings.error("mcp", message, selector.place)
+        return self._calls.rules(tree)
+
+    def _grant_id(
+        self, from_: Sequence[Selector], to: Sequence[Selector], ip: Sequence[Allowance], mcp: McpRules | None
+    ) -> str:
         """From what is granted to whom; the same grant written twice gets a number."""
-        what = [sorted(s.key for s in from_), sorted(s.key for s in to), services(ip)]
+        what: list[object] = [sorted(s.key for s in from_), sorted(s.key for s in to), services(ip)]
+        if mcp is not None:
+            what.append(to_jsonable_python(mcp))
         base = "g" + hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
         self._grant_ids[base] += 1
         number = self._grant_ids[base]
@@ -246,7 +326,7 @@ class _Parser(Reader):
 
     def _test(self, tree: Tree) -> Test | None:
         fields = self.fields(tree, "a test", ("from", "to", "accept", "deny"))
-        if not self._has(fields, ("from", "to"), "a test", tree):
+        if not self.has(fields, ("from", "to"), "a test", tree):
             return None
         if "accept" not in fields and "deny" not in fields:
             self.findings.error("missing-key", "a test needs accept, deny or both, like accept: [tcp:443]", tree.place)
@@ -255,19 +335,11 @@ class _Parser(Reader):
         )
         return Test(
             from_=self.one_or_more(fields["from"], "from", self._selector),
-            to=self.one_or_more(fields["to"], "to", self._selector),
+            to=self.one_or_more(fields["to"], "to", self._target),
             accept=accept,
             deny=deny,
             place=tree.place,
         )
-
-    def _has(self, fields: dict[str, Tree], needed: tuple[str, ...], what: str, tree: Tree) -> bool:
-        missing = [key for key in needed if key not in fields]
-        if missing and not (isinstance(tree, Text) and tree.is_null):
-            self.findings.error("missing-key", f"{what} needs {' and '.join(missing)}", tree.place)
-        elif missing:
-            self.findings.error("type", f"{what} is empty: fill it in or remove the dash", tree.place)
-        return not missing
 
 
 def _strip(value: str, prefix: str) -> str:

@@ -49,7 +49,7 @@ class Population:
         """Nodes that could join and match `selector`, each as the keys of the selectors that would match it.
 
         They have nothing else: no further tag, no name that the policy knows. A node selector has none, since its name
-        is taken; a group has those of its members.
+        is taken; a group has those of its members, and a service those of what it is on.
         """
         match selector.kind:
             case "any":
@@ -62,5 +62,8 @@ class Population:
             case "group":
                 members = self._document.groups[selector.name].members
                 return [node for member in members for node in self.imagined(member)]
+            case "svc":
+                on = self._document.services[selector.name].on
+                return [node for inner in on for node in self.imagined(inner)]
             case "node":
                 return []

@@ -3,9 +3,13 @@
 Knows shapes (mapping, list, text), not the sections of a policy.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TypeVar
+from typing import Final, TypeVar
+
+from pydantic import JsonValue, ValidationError
 
 from .document import Allowance
 from .findings import Findings, suggestion
@@ -15,6 +19,8 @@ from .tree import Items, Pairs, Text, Tree
 __all__ = ["Reader"]
 
 T = TypeVar("T")
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,308})(\.[0-9]{1,308})?([eE][+-]?[0-9]{1,3})?")  # RFC 8259 section 6
+_WORDS: Final = {"true": True, "false": False}
 
 
 class Reader:
@@ -88,6 +94,70 @@ class Reader:
         except ValueError as error:
             self.findings.error(code, str(error), text.place)
             return None
+
+    def texts(self, tree: Tree, what: str, check: Callable[[str], str]) -> tuple[str, ...]:
+        """A list of texts, or one, each as `check` returns it."""
+        return self.one_or_more(tree, what, lambda text: self.checked(text, check, "value"))
+
+    def number(self, tree: Tree, what: str) -> int | float | None:
+        value = self.json(tree)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return value
+        self.findings.error("type", f"{what} must be a number", tree.place)
+        return None
+
+    def truth(self, tree: Tree, what: str) -> bool:
+        if isinstance(tree, Text) and tree.plain and tree.value in _WORDS:
+            return _WORDS[tree.value]
+        self.findings.error("type", f"{what} must be true or false", tree.place)
+        return False
+
+    def choice(self, tree: Tree, what: str, known: tuple[str, ...]) -> str | None:
+        """One of `known`."""
+        text = self.text(tree, what)
+        if text is None or text.value in known:
+            return text.value if text is not None else None
+        near = suggestion(text.value, known)
+        self.findings.error("value", f"{what} cannot be {text.value!r}{near}: write {' or '.join(known)}", text.place)
+        return None
+
+    def json(self, tree: Tree) -> JsonValue:
+        """Any JSON value. Without quotes, null, true, false and JSON's numbers are what they are in JSON."""
+        if isinstance(tree, Items):
+            return [self.json(item) for item in tree.items]
+        if isinstance(tree, Pairs):
+            return {key.value: self.json(value) for key, value in self.entries(tree, "an object")}
+        if tree.is_null:
+            return None
+        if tree.plain and tree.value in _WORDS:
+            return _WORDS[tree.value]
+        match = _NUMBER.fullmatch(tree.value) if tree.plain else None
+        if match is None:
+            return tree.value
+        number = float(tree.value) if match[1] or match[2] else int(tree.value)
+        if isinstance(number, float) and math.isinf(number):
+            self.findings.error("value", f"{tree.value} is larger than any number that can be compared", tree.place)
+        return number
+
+    def built(self, make: Callable[[], T], tree: Tree) -> T | None:
+        """A message of the wire, or errors at `tree` with the words of what its own checks refused."""
+        try:
+            return make()
+        except ValidationError as error:
+            for fault in error.errors(include_url=False, include_context=False):
+                where = ".".join(str(part) for part in fault["loc"])
+                words = fault["msg"].removeprefix("Value error, ")
+                self.findings.error("value", f"{where}: {words}" if where else words, tree.place)
+            return None
+
+    def has(self, fields: dict[str, Tree], needed: tuple[str, ...], what: str, tree: Tree) -> bool:
+        """True when all keys are there; else there is an error that names those that are not."""
+        missing = [key for key in needed if key not in fields]
+        if missing and not (isinstance(tree, Text) and tree.is_null):
+            self.findings.error("missing-key", f"{what} needs {' and '.join(missing)}", tree.place)
+        elif missing:
+            self.findings.error("type", f"{what} is empty: fill it in or remove it", tree.place)
+        return not missing
 
     def allowance(self, text: Text) -> Allowance | None:
         """One entry of `ip`."""

@@ -24,11 +24,15 @@ _Loader: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A scalar, always as text: `no` is a name like any other here, not a truth value."""
+    """A scalar, always as text: `no` is a name like any other here, not a truth value.
+
+    `plain`: written without quotes, so that a reader that wants numbers or truth values may see one.
+    """
 
     value: str
     place: Place
     is_null: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class _Builder:
         if event.tag is not None:
             _refuse("yaml-tag", f"YAML tags (here {event.tag!r}) are not part of the language", place)
         if isinstance(event, yaml.ScalarEvent):
-            return Text(event.value, place, is_null=bool(event.implicit[0]) and event.value in ("", "~", "null"))
+            plain = bool(event.implicit[0])
+            return Text(event.value, place, is_null=plain and event.value in ("", "~", "null"), plain=plain)
         if isinstance(event, yaml.SequenceStartEvent):
             return Items(tuple(self._until(yaml.SequenceEndEvent, depth)), place)
         values = list(self._until(yaml.MappingEndEvent, depth))

@@ -39,7 +39,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Nodes that the grants cannot tell apart on one side: the grants that name them there, and a few of them."""
+    """Nodes that the grants cannot tell apart on one side: the parts of grants that name them there, and a few of them.
+
+    A gateway service is one, too, whoever serves it: what reaches its addresses is granted to it alone.
+    """
 
     grants: frozenset[int]
     names: tuple[str, ...]
@@ -51,11 +54,13 @@ class Trial:
     def __init__(self, document: Document, population: Population, now: float) -> None:
         self._document = document
         self._population = population
-        self._grants = tuple(g for g in document.grants if g.expires is None or now < g.expires)
+        self._reaches = tuple((grant, reach) for grant in document.at(now).grants for reach in grant.reaches)
         self._from: dict[str, set[int]] = {}
         self._to: dict[str, set[int]] = {}
-        for i, grant in enumerate(self._grants):
-            for index, side in ((self._from, grant.from_), (self._to, grant.to)):
+        self._at: dict[str, set[int]] = {}  # what goes to a gateway service's own addresses
+        for i, (grant, reach) in enumerate(self._reaches):
+            to = self._to if reach.service is None else self._at
+            for index, side in ((self._from, grant.from_), (to, reach.to)):
                 for selector in side:
                     index.setdefault(selector.key, set()).add(i)
         self._kinds_of: dict[tuple[str, tuple[Selector, ...]], list[_Kind]] = {}
@@ -92,6 +97,10 @@ class Trial:
         known: dict[frozenset[int], set[str]] = {}
         imagined: dict[frozenset[int], str] = {}
         for selector in selectors:
+            if selector.kind == "svc" and self._document.services[selector.name].gateway is not None:
+                reaches = frozenset(self._at.get(selector.key, ()))
+                known.setdefault(reaches, set()).add(f"service {selector.name!r}")
+                continue
             for member in self._population.matching(selector):
                 grants = _grants(self._population.keys_of(member), index)
                 known.setdefault(grants, set()).add(f"node {member.name!r}")
@@ -106,7 +115,7 @@ class Trial:
     def _between(self, grants: frozenset[int]) -> Allowed:
         allowed = self._allowed.get(grants)
         if allowed is None:
-            allowed = dict(services([entry for i in grants for entry in self._grants[i].ip]))
+            allowed = dict(services([entry for i in grants for entry in self._reaches[i][1].ip]))
             self._allowed[grants] = allowed
         return allowed
 

@@ -213,10 +213,13 @@ class AdminTokenCreated(Message):
 
 
 class AccessChange(Message):
-    """One pair of hosts whose access a document would change. Entries are written as in `ip` of a grant."""
+    """One pair whose access a document would change: two nodes, or a node and a gateway service (`svc:NAME`).
+
+    Entries are written as in `ip` of a grant.
+    """
 
     source: NodeName
-    destination: NodeName
+    destination: Annotated[str, Field(pattern=r"^(svc:)?[a-z0-9-]{1,63}$")]
     gained: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
 

@@ -132,7 +132,7 @@ def test_json_is_read_however_it_is_indented() -> None:
         (grant(note="x" * 501), "note", (6, 11), "500"),
         (grant(expire="x"), "unknown-key", (6, 5), "did you mean 'expires'?"),
         ("grants:\n  - from: tag:a\n    to: tag:b", "missing-key", (2, 5), "ip"),
-        ("grants:\n  -", "type", (2, 4), "remove the dash"),
+        ("grants:\n  -", "type", (2, 4), "fill it in"),
         ("tests: [{from: tag:a, to: tag:b}]", "missing-key", (1, 9), "accept, deny"),
         ("grants: [{from: &x tag:a}]", "alias", (1, 17), "anchors"),
         ("a: [*x]", "alias", (1, 5), "anchors"),
