@@ -6,12 +6,26 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
-from controller.api import audit, calls, denials, enrolment, errors, nodes, openapi, policy, status, stream, tokens
+from controller.api import (
+    audit,
+    calls,
+    denials,
+    enrolment,
+    errors,
+    metrics,
+    nodes,
+    openapi,
+    policy,
+    status,
+    stream,
+    tokens,
+)
 from controller.api.limits import BodyLimit
 from controller.api.strict import only_known_parameters
 from controller.context import Context, context
 from controller.identity.proxy import ProxiedClients
 from controller.logs import RequestLog
+from controller.metrics import RequestMeter
 from controller.settings import VERSION
 
 __all__ = ["build", "context"]
@@ -38,9 +52,10 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     errors.install(api)
     strict = [Depends(only_known_parameters)]
     api.include_router(status.root, dependencies=strict)
+    api.include_router(metrics.root, dependencies=strict)
     for part in (status, nodes, enrolment, policy, audit, calls, denials, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     api.include_router(stream.router, prefix=PREFIX)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
-    limited = RequestLog(BodyLimit(api))
+    limited = RequestLog(BodyLimit(RequestMeter(api, ctx.metrics)))
     return ProxiedClients(limited, proxies=proxies, authority=ctx.authority, mesh_id=ctx.mesh.id, now=ctx.now)

@@ -15,6 +15,7 @@ from controller.enrolment import Enrolment
 from controller.identity.ca import CertificateAuthority
 from controller.keys import Keys
 from controller.mesh.hub import Hub
+from controller.metrics import Metrics
 from controller.nodes import Nodes
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
@@ -45,6 +46,7 @@ class Context:
     drifts: Drifts
     calls: CallBook
     denials: DenialBook = field(default_factory=DenialBook)
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 def context(connection: HTTPConnection) -> Context:

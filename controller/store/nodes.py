@@ -12,6 +12,7 @@ from controller.store.unit import Unit
 from controller.store.values import NodeFilter, StoredNode
 from controller.wire.base import NodeName, PublicKey
 from controller.wire.netmap import NodeId
+from controller.wire.rest import NodeState
 
 __all__ = ["NodeTable", "write_presence"]
 
@@ -84,6 +85,11 @@ class NodeTable:
         pending = func.count().filter(NodeRow.state == "pending")
         row = (await self._session.execute(select(func.count(), pending).select_from(NodeRow))).one()
         return int(row[0]), int(row[1])
+
+    async def states(self) -> dict[NodeId, NodeState]:
+        """The state of every node."""
+        rows = await self._session.execute(select(NodeRow.id, NodeRow.state))
+        return {row.id: row.state for row in rows}
 
     async def free_name(self, wanted: NodeName) -> NodeName:
         """`wanted`, or the first of `wanted-2`, `wanted-3`, … that no node has."""
