@@ -420,7 +420,7 @@ class Control:
 
     async def _send(self, message: Message) -> None:
         assert self._socket is not None
-        await self._socket.send(message.model_dump_json())
+        await self._socket.send(message.model_dump_json(exclude_none=True))
 
     async def _close(self) -> None:
         socket, self._socket = self._socket, None

@@ -167,6 +167,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 def _text(value: str) -> str:
     if not value.isascii():
         value = value.encode("utf-8", "replace").decode()  # a lone surrogate has no UTF-8 form
+    value = value.replace("\0", "\ufffd")  # which databases do not keep
     return value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "…"
 
 
@@ -206,11 +207,13 @@ class AuditLog:
         rules_of: Callable[[str], AuditRules | None],
         *,
         sync_seconds: float = 1.0,
+        synced: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`synced` is called whenever more of the trail may be told to others."""
         self._writer = writer
         self._rules_of = rules_of
-        self._sync_seconds = sync_seconds
+        self._sync_seconds, self._on_sync = sync_seconds, synced
         self._gap = _Gap()
         self._syncing: asyncio.Task[None] | None = None
         self.disk_error: str | None = None
@@ -235,6 +238,7 @@ class AuditLog:
                 await self._syncing
         self._close_gap()
         await asyncio.to_thread(self._writer.close)
+        self._on_sync()
 
     def record(self, record: AuditRecord) -> bool:
         """Take the record. False: there is no room and the service's rules are to deny what cannot be recorded."""
@@ -273,8 +277,11 @@ class AuditLog:
     async def _sync_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._sync_seconds)
+            before = self._writer.synced
             try:
                 await asyncio.to_thread(self._writer.sync)
                 self.disk_error = None
             except OSError as error:
                 self.disk_error = str(error)
+            if self._writer.synced != before:
+                self._on_sync()

@@ -13,15 +13,15 @@ from typing import Final, Protocol
 
 from pydantic import ValidationError
 
-from agentd.local_api import Failure, Identity, WhoisRequest, answer_type
+from agentd.local_api import Failure, Identity, WhoisRequest
 
+from .agent import AgentLine
 from .types import Caller
 
 __all__ = ["AgentIdentity", "IdentitySource", "StaticIdentity"]
 
 log = logging.getLogger("agentd.gateway.identity")
 
-_LONGEST_ANSWER: Final = 1024 * 1024
 _PATIENCE: Final = 5.0  # seconds that agentd has for an answer
 _MOST: Final = 8192  # addresses remembered; a mesh address is a peer's, so a flood of them needs a flood of peers
 
@@ -99,7 +99,7 @@ class AgentIdentity:
         self._generation = 0  # answers of an earlier one are not fresh
         self._asking: dict[tuple[str, int], asyncio.Task[Caller | None]] = {}
         self._turn = asyncio.Lock()
-        self._connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._line = AgentLine(path)
         self._away = False
 
     def known(self, address: str) -> Caller | None:
@@ -134,15 +134,15 @@ class AgentIdentity:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._hang_up()
+        self._line.hang_up()
 
     async def _ask(self, address: str, generation: int) -> Caller | None:
         asked = self._clock()
         try:
             async with self._turn, asyncio.timeout(_PATIENCE):
-                answer = await self._exchange(WhoisRequest(address=address))
+                answer = await self._line.ask(WhoisRequest(address=address))
         except (OSError, TimeoutError, ValidationError, ValueError, asyncio.IncompleteReadError) as error:
-            self._hang_up()
+            self._line.hang_up()
             return self._last_known(address, error)
         if self._away:
             self._away = False
@@ -152,22 +152,6 @@ class AgentIdentity:
             log.info("%s is nobody: %s", address, answer.error if isinstance(answer, Failure) else answer)
         self._remember(address, _Remembered(caller, asked, generation))
         return caller
-
-    async def _exchange(self, request: WhoisRequest) -> object:
-        fresh = self._connection is None
-        while True:
-            if self._connection is None:
-                self._connection = await asyncio.open_unix_connection(self._path, limit=_LONGEST_ANSWER)
-            reader, writer = self._connection
-            try:
-                writer.write(request.model_dump_json().encode() + b"\n")
-                await writer.drain()
-                return answer_type.validate_json(await reader.readuntil(b"\n"))
-            except (ConnectionError, asyncio.IncompleteReadError):
-                self._hang_up()
-                if fresh:
-                    raise
-                fresh = True  # agentd restarted since the last question: once more, on a new connection
 
     def _last_known(self, address: str, error: BaseException) -> Caller | None:
         if not self._away:
@@ -183,11 +167,6 @@ class AgentIdentity:
         if len(self._remembered) >= _MOST:
             self._remembered.pop(next(iter(self._remembered)))  # the longest unasked
         self._remembered[address] = answer
-
-    def _hang_up(self) -> None:
-        if self._connection is not None:
-            self._connection[1].close()
-            self._connection = None
 
 
 def _caller(answer: Identity, address: str) -> Caller:

@@ -19,6 +19,7 @@ from .proxy import Gateway
 from .runtime import Runtime
 from .sessions import Sessions
 from .settings import Settings, read_callers, read_policy, session_key
+from .shipping import Shipper, ship_leftovers
 from .spool import SpoolWriter
 from .upstreams import connect
 
@@ -50,9 +51,7 @@ async def run(settings: Settings, worker: int) -> None:
         )
         undo.push_async_callback(identity.close)
         in_force = _InForce(policy)
-        audit = AuditLog(SpoolWriter(settings.state_dir / "spool" / str(worker)), in_force.audit_rules)
-        undo.push_async_callback(audit.close)
-        audit.start()
+        audit = await _audit(settings, worker, in_force, undo)
         gateway = Gateway(identity, compiled, audit, Sessions(session_key(settings.state_dir)))
         runtime = Runtime(gateway, limiter, connect, http=HttpLimits(), process=worker, processes=settings.workers)
         undo.push_async_callback(runtime.close, settings.grace)
@@ -61,6 +60,32 @@ async def run(settings: Settings, worker: int) -> None:
         log.info("ready", extra={"worker": worker, "revision": policy.revision})
         await _follow(settings.policy, runtime, in_force, changed, stop)
     log.info("stopped", extra={"worker": worker})
+
+
+async def _audit(settings: Settings, worker: int, in_force: "_InForce", undo: AsyncExitStack) -> AuditLog:
+    """The trail, and where there is an agentd, its way to the controller. Raises SpoolError."""
+    spools = settings.state_dir / "spool"
+    writer = SpoolWriter(spools / str(worker))
+    if settings.callers is not None:
+        audit = AuditLog(writer, in_force.audit_rules)
+    else:
+        shipper = Shipper(spools / str(worker), writer, settings.agent_socket)
+        undo.push_async_callback(shipper.close)  # when the trail is closed, and its last records are on the disk
+        shipper.start()
+        if worker == 0:
+            leftovers = asyncio.create_task(ship_leftovers(spools, settings.workers, settings.agent_socket))
+            undo.push_async_callback(_end, leftovers)
+        audit = AuditLog(writer, in_force.audit_rules, synced=shipper.wake)
+    undo.push_async_callback(audit.close)
+    audit.start()
+    return audit
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    for result in await asyncio.gather(task, return_exceptions=True):
+        if isinstance(result, Exception):
+            log.error("records of former workers were not shipped", exc_info=result)
 
 
 class _InForce:

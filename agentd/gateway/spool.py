@@ -7,6 +7,8 @@ cache) and, after the next `sync`, the death of the machine. Knows nothing of wh
 import fcntl
 import itertools
 import os
+import re
+import secrets
 import struct
 import time
 import zlib
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["FRAME_BYTES", "SEGMENT_SUFFIX", "Entry", "SpoolError", "SpoolReader", "SpoolWriter"]
+__all__ = ["FRAME_BYTES", "SEGMENT_SUFFIX", "Entry", "SpoolError", "SpoolReader", "SpoolWriter", "read_id"]
 
 # length of the payload, CRC-32 of sequence number and payload, sequence number; little-endian
 _HEAD: Final = struct.Struct("<IIQ")
@@ -95,6 +97,7 @@ class SpoolWriter:
             raise SpoolError(f"the audit spool {directory} cannot be opened: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.id = _made_id(directory)
             self._recover()
         except BlockingIOError as error:
             os.close(self._lock)
@@ -109,6 +112,7 @@ class SpoolWriter:
         self._used = sum(segment.stat().st_size for segment in segments)
         cursor = _read_cursor(self._directory)
         self._seq = max(cursor.seq, _first(segments[-1]) - 1 if segments else 0)
+        self._synced = cursor.seq
         if not segments:
             self._open_segment()
             return
@@ -133,6 +137,18 @@ class SpoolWriter:
     def seq(self) -> int:
         """The number of the last record."""
         return self._seq
+
+    @property
+    def synced(self) -> int:
+        """The number of the last record that the death of the machine cannot undo: what may be told to others.
+
+        A number that others have seen must not be given to another record afterwards.
+        """
+        return self._synced
+
+    def renew_id(self) -> None:
+        """Make this another spool to those who remember its id: its numbers say something else to them."""
+        self.id = _make_id(self._directory)
 
     @property
     def used(self) -> int:
@@ -183,19 +199,23 @@ class SpoolWriter:
         """Wait until everything that was appended is on the disk. For a thread. Raises OSError when the disk fails."""
         if not self._dirty:
             return
-        self._dirty = False
+        self._dirty, through = False, self._seq
+        try:
+            self._sync_files()
+        except OSError:
+            self._dirty = True
+            raise
+        self._synced = through
+
+    def _sync_files(self) -> None:
+        os.fsync(self._file)  # before the finished ones: what is current now may be one of them in a moment
         while self._finished:
             finished = self._finished.pop()
             try:
                 os.fsync(finished)
             finally:
                 os.close(finished)
-        os.fsync(self._file)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)  # the name of a new segment must survive as its content does
-        finally:
-            os.close(directory)
+        _sync_directory(self._directory)  # the name of a new segment must survive as its content does
 
     def close(self) -> None:
         """Sync and let go."""
@@ -210,6 +230,43 @@ class SpoolWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _made_id(directory: Path) -> str:
+    try:
+        return read_id(directory)
+    except SpoolError:  # none yet, or not one that could be told
+        return _make_id(directory)
+
+
+def _make_id(directory: Path) -> str:
+    fresh, made = directory / "id.new", secrets.token_hex(16)
+    with fresh.open("w") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(directory / "id")
+    _sync_directory(directory)
+    return made
+
+
+def read_id(directory: Path) -> str:
+    """What tells this spool from any other, of any host. Raises SpoolError when there is none."""
+    try:
+        found = (directory / "id").read_text()
+    except OSError as error:
+        raise SpoolError(f"the audit spool {directory} has no readable id: {error.strerror}") from error
+    if not re.fullmatch(r"[0-9a-f]{32}", found):
+        raise SpoolError(f"{directory / 'id'} is damaged: remove it, and a new one is made")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,15 +298,23 @@ class SpoolReader:
         self._place: tuple[Path, int] | None = None
         self.lost = 0
 
-    def read(self, most: int = 500) -> list[Entry]:
-        """The next records, at most `most`; empty when there are none yet."""
+    @property
+    def acknowledged(self) -> int:
+        """The number of the last record that arrived."""
+        return self._acknowledged
+
+    def read(self, most: int = 500, through: int | None = None) -> list[Entry]:
+        """The next records, at most `most` and none beyond number `through`; empty when there are none yet."""
         found: list[Entry] = []
         segments = _segments(self._directory)
         for number, segment in enumerate(segments):
             following = _first(segments[number + 1]) if number + 1 < len(segments) else None
             if following is not None and following <= self._seq + 1:
                 continue
-            for entry in self._read_segment(segment):
+            for entry, end in self._read_segment(segment):
+                if through is not None and entry.seq > through:
+                    return found
+                self._place = segment, end
                 if entry.seq <= self._seq:
                     continue
                 self.lost += entry.seq - self._seq - 1
@@ -263,14 +328,13 @@ class SpoolReader:
                 self._seq = following - 1
         return found
 
-    def _read_segment(self, segment: Path) -> Iterator[Entry]:
+    def _read_segment(self, segment: Path) -> Iterator[tuple[Entry, int]]:
         start = self._place[1] if self._place and self._place[0] == segment else 0
         with segment.open("rb") as file:
             file.seek(start)
             data = file.read()
         for entry, end in _frames(data):
-            self._place = segment, start + end
-            yield entry
+            yield entry, start + end
 
     def acknowledge(self, seq: int) -> None:
         """Records up to `seq` arrived. Segments with nothing else are removed, but never the one in use."""
