@@ -27,10 +27,14 @@ from .local_api import (
     DeniedRequest,
     Diff,
     DiffRequest,
+    GatewayRequest,
+    GatewayStatus,
     HidingChain,
     Identity,
     LeaveRequest,
     Left,
+    Listening,
+    ListenRequest,
     Peers,
     PeersRequest,
     PeerStatus,
@@ -38,15 +42,18 @@ from .local_api import (
     Request,
     Rotated,
     RotateKeyRequest,
+    ServingReport,
     Status,
     StatusRequest,
     WhoisRequest,
 )
+from .local_server import Handed, Subscription
 from .model import KernelError, Observed
 from .netmap import whois
 from .reconcile import Reconciler
 from .records import RecordsPost
 from .renew import due
+from .serving import Serving
 from .session import Phase
 from .state import NodeFile, StateDir
 from .tunnel_key import TunnelKey
@@ -68,13 +75,34 @@ class Parts:
     own: OwnAddresses
     denied: DeniedLog
     records: RecordsPost
+    serving: Serving
     notices: tuple[str, ...]
     started: datetime
     leave: Callable[[bool], Awaitable[Left]]  # takes `force`
 
 
-async def answer(parts: Parts, request: Request) -> Answer:
+async def answer(parts: Parts, request: Request) -> Answer | Handed | Subscription:
     """Answer one request. Raises AgentError."""
+    if isinstance(request, GatewayRequest):
+        return parts.serving.follow(request.worker)
+    if isinstance(request, ListenRequest):
+        return Handed(Listening(), parts.serving.listen(request))
+    if isinstance(request, ServingReport):
+        raise AgentError("serving is for the connection that asked for the gateway's policy")
+    return await _answer(parts, request)
+
+
+async def _answer(
+    parts: Parts,
+    request: StatusRequest
+    | PeersRequest
+    | WhoisRequest
+    | DiffRequest
+    | DeniedRequest
+    | RecordsRequest
+    | RotateKeyRequest
+    | LeaveRequest,
+) -> Answer:
     try:
         match request:
             case StatusRequest():
@@ -149,6 +177,20 @@ async def _status(parts: Parts) -> Status:
         denied=dict(counted.denied),
         drifts=applier.drifts,
         peers=_peers(netmap, observed),
+        services=parts.serving.services(),
+        gateway=_gateway(parts),
+    )
+
+
+def _gateway(parts: Parts) -> GatewayStatus | None:
+    followers = parts.serving.followers
+    if not parts.serving.wanted and not followers:
+        return None
+    return GatewayStatus(
+        started_by="agentd" if parts.config.gateway else "unit",
+        connected=bool(followers),
+        processes=tuple(follower.process for follower in followers),
+        error=parts.serving.problem,
     )
 
 

@@ -144,12 +144,22 @@ def _join_string(text: str | None, file: Path | None) -> str:
     raise typer.BadParameter("give a join string, '-' to read it from standard input, or --join-file FILE")
 
 
-@app.command(epilog=_examples("agentd --config /etc/wardmesh/agentd.toml run"))
-def run(context: typer.Context) -> None:
+@app.command(epilog=_examples("agentd --config /etc/wardmesh/agentd.toml run", "sudo agentd run --gateway"))
+def run(
+    context: typer.Context,
+    gateway: Annotated[
+        bool,
+        typer.Option(
+            "--gateway", help="Start the MCP gateway too while there is something to serve, as the configured user."
+        ),
+    ] = False,
+) -> None:
     """Run the daemon in the foreground; it logs to standard error."""
     from . import daemon, log  # noqa: PLC0415  # see above
 
     config: Config = context.obj.load()
+    if gateway and not config.gateway:
+        config = config.model_copy(update={"gateway": True})
     log.set_up(config.log_level, config.log_format)
     raise typer.Exit(daemon.run(config))
 

@@ -16,7 +16,7 @@ from controller.wire.base import Address, Endpoint, Message, NodeName
 
 from .errors import ConfigError
 
-__all__ = ["DEFAULT_FILE", "Config", "load"]
+__all__ = ["DEFAULT_FILE", "GATEWAY_USER", "Config", "load"]
 
 DEFAULT_FILE: Final = Path("/etc/wardmesh/agentd.toml")
 
@@ -44,8 +44,22 @@ def _check_table(value: str) -> str:
     return value
 
 
+# useradd(8): 1-32 of these, not only digits.
+_USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+GATEWAY_USER: Final = "wardmesh-gateway"
+
+
+def _check_user(value: str) -> str:
+    if not _USER.fullmatch(value):
+        raise ValueError(f"{value!r} is not the name of a user: give true, false or a user's name")
+    return value
+
+
 class Config(Message):
-    """What the file may say. `addresses` and `name` are wishes at join time; the controller decides."""
+    """What the file may say. `addresses` and `name` are wishes at join time; the controller decides.
+
+    `gateway`: agentd starts the MCP gateway, as GATEWAY_USER or as the user that is named; False: somebody else does.
+    """
 
     name: NodeName | None = None
     addresses: Annotated[tuple[Address, ...], Field(max_length=2)] = ()
@@ -59,8 +73,19 @@ class Config(Message):
     state_dir: Path = Path("/var/lib/wardmesh")
     socket: Annotated[Path, AfterValidator(_check_socket)] = Path("/run/wardmesh/agentd.sock")
     socket_group: str | None = None
+    gateway: bool | Annotated[str, AfterValidator(_check_user)] = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["plain", "json"] = "plain"
+
+    @property
+    def gateway_user(self) -> str:
+        """As whom the gateway runs, whoever starts it."""
+        return self.gateway if isinstance(self.gateway, str) else GATEWAY_USER
+
+    @property
+    def gateway_dir(self) -> Path:
+        """The state directory of the gateway that agentd starts: beside ours, as the unit's is."""
+        return self.state_dir.with_name(f"{self.state_dir.name}-gateway")
 
 
 def load(file: Path | None, *, state_dir: Path | None = None, socket: Path | None = None) -> Config:

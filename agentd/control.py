@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from controller.wire.netmap import FoldError, fold
 from controller.wire.rest import Problem
 from controller.wire.stream import (
     PROTOCOL,
+    SERVING_INTERVAL,
     STREAM_PATH,
     Applied,
     Bye,
@@ -33,6 +34,7 @@ from controller.wire.stream import (
     HostReport,
     Recorded,
     Report,
+    Serving,
     Snapshot,
     controller_frame,
 )
@@ -96,17 +98,23 @@ class Control:
         node: NodeFile,
         applier: Applier,
         report: Callable[[], HostReport],
-        denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
         *,
+        denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
         records: RecordsPost | None = None,
+        serving: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
-        """`denied` tells what was denied since a minute, oldest first; `records` uses the stream while it stands."""
+        """`denied` tells what was denied since a minute, oldest first; `serving`, why a service cannot answer.
+
+        `records` uses the stream while it stands.
+        """
         self._state = state
         self._node = node
         self._applier = applier
         self._report = report
         self._denied = denied
         self._records = records or RecordsPost()
+        self._serving = serving
+        self._serving_changed = asyncio.Event()
         self._denied_more = asyncio.Event()
         self._drift: str | None = None
         self._drifted = asyncio.Event()
@@ -156,6 +164,10 @@ class Control:
     def denied_more(self) -> None:
         """Something was denied that the controller has not been told."""
         self._denied_more.set()
+
+    def serving_changed(self) -> None:
+        """A service that this host may serve may be able to answer now, or not any more."""
+        self._serving_changed.set()
 
     def addresses_changed(self, own: Iterable[Address]) -> None:
         """This host has these addresses now: a stream from another is dead, and what waits need not wait longer."""
@@ -255,7 +267,13 @@ class Control:
     async def _stream(self) -> Event:
         helpers = [
             asyncio.create_task(helper)
-            for helper in (self._tell_changes(), self._tell_denied(), self._tell_drift(), self._renew_in_time())
+            for helper in (
+                self._tell_changes(),
+                self._tell_serving(),
+                self._tell_denied(),
+                self._tell_drift(),
+                self._renew_in_time(),
+            )
         ]
         try:
             event = Event.MAP
@@ -354,6 +372,17 @@ class Control:
                     await self._send(Drift(what=self._drift))
                     self._drift = None
                 await asyncio.sleep(_DRIFT_EVERY)
+
+    async def _tell_serving(self) -> None:
+        """Regularly while there is something to serve, and at once when it changed, until the connection ends."""
+        with suppress(ConnectionClosed):  # the receiver reports it
+            while True:
+                self._serving_changed.clear()
+                if services := dict(self._serving()):
+                    await self._send(Serving(services=services))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SERVING_INTERVAL):
+                        await self._serving_changed.wait()
 
     def _is_answer(self, outcome: Outcome) -> bool:
         """False for the outcome of a map that this connection did not bring."""

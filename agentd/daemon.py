@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from socket import socket
 from typing import Any, Final
 
@@ -24,17 +25,19 @@ from .denied import DeniedLog, Flow
 from .denied_report import reports
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
+from .gateway_process import GatewayProcess, User, gateway_uid, gateway_user, remove_files
 from .host import report
 from .instance import sole_owner
 from .keys import WireguardKey
 from .leave import leave
 from .local_api import Answer, Left, Request
-from .local_server import listening, serve
+from .local_server import Handed, Subscription, listening, serve
 from .model import KernelError, LinkSettings
 from .netmap import load
 from .reconcile import Reconciler
 from .records import RecordsPost
 from .sd_notify import notify
+from .serving import Serving
 from .state import WIREGUARD_KEY, NodeFile, StateDir
 from .tunnel_key import TunnelKey
 
@@ -91,7 +94,11 @@ async def _leave_without_daemon(config: Config, *, force: bool) -> Left:
         kernel = Reconciler(_link_settings(config), WireguardKey.generate().raw)
         stack.push_async_callback(kernel.close)
         await kernel.start()
-        return await leave(state, kernel, force=force)
+        return await leave(state, kernel, partial(_remove_gateway, config), force=force)
+
+
+async def _remove_gateway(config: Config) -> list[str]:
+    return await asyncio.to_thread(remove_files, config.gateway_dir) if config.gateway else []
 
 
 async def _run(config: Config) -> int:
@@ -100,31 +107,47 @@ async def _run(config: Config) -> int:
         stack.enter_context(state.lock())
         member = _membership(state)
         stack.enter_context(sole_owner(link=config.link, table=config.table))
-        server = stack.enter_context(listening(config.socket, config.socket_group))
+        user = gateway_user(config) if config.gateway else None
+        server = stack.enter_context(listening(config.socket, config.socket_group or _group(user)))
         own = stack.enter_context(OwnAddresses())
         kernel = Reconciler(_link_settings(config), member.key.raw, choose=own.choose)
         stack.push_async_callback(kernel.close)
         await kernel.start()
-        return await _Daemon(config, state, member, kernel, own).run(server)
+        return await _Daemon(config, state, member, kernel, own, user=user).run(server)
+
+
+def _group(user: User | None) -> int | None:
+    """Whose members may ask, where nothing is configured: the gateway that we start must."""
+    return user.gid if user is not None else None
 
 
 class _Daemon:
     """The tasks of one running agentd, and what they tell each other."""
 
     def __init__(
-        self, config: Config, state: StateDir, member: _Membership, kernel: Reconciler, own: OwnAddresses
+        self,
+        config: Config,
+        state: StateDir,
+        member: _Membership,
+        kernel: Reconciler,
+        own: OwnAddresses,
+        *,
+        user: User | None,
     ) -> None:
         self._config, self._state, self._node, self._kernel, self._own = config, state, member.node, kernel, own
         self._applier = Applier(kernel, state, on_outcome=self._on_outcome)
         self._key = TunnelKey(member.key, state, kernel, self._applier)
         self._denied, self._records = DeniedLog(), RecordsPost()
+        self._serving = Serving(self._serving_changed)
+        self._gateway = GatewayProcess(config, user, self._serving) if user is not None else None
         notices = self._load_map()
         self._control = Control(
             state,
             self._node,
             self._applier,
             self._report,
-            lambda since: reports(self._denied, since, time.time()),
+            denied=lambda since: reports(self._denied, since, time.time()),
+            serving=self._serving.health,
             records=self._records,
         )
         notices += self._hear_denied()
@@ -140,6 +163,7 @@ class _Daemon:
             own=own,
             denied=self._denied,
             records=self._records,
+            serving=self._serving,
             notices=tuple(notices),
             started=datetime.now(UTC),
             leave=self._leave,
@@ -158,7 +182,8 @@ class _Daemon:
             self._control.run(),
             self._watch_drift(),
             self._watch_addresses(),
-            serve(server, self._answer, self._answered),
+            serve(server, self._answer, self._answered, gateway_user=gateway_uid(self._config)),
+            *([self._gateway.run()] if self._gateway is not None else []),
         )
         return self._ended.result()
 
@@ -189,7 +214,7 @@ class _Daemon:
             self._config, self._own.now, self._node.mesh, public_key=self._key.public, backend=self._kernel.backend
         )
 
-    async def _answer(self, request: Request) -> Answer:
+    async def _answer(self, request: Request) -> Answer | Handed | Subscription:
         return await answer(self._parts, request)
 
     def _answered(self, given: Answer) -> None:
@@ -200,13 +225,21 @@ class _Daemon:
         self._control.leave(leaving=True)
         try:
             async with self._applier.paused():
-                left = await leave(self._state, self._kernel, force=force)
+                left = await leave(self._state, self._kernel, self._remove_more, force=force)
                 self._applier.retire()
         except (AgentError, KernelError):
             self._control.leave(leaving=False)
             raise
         log.info("left the mesh %s", self._node.mesh.name)
         return left
+
+    async def _remove_more(self) -> list[str]:
+        return await self._gateway.end() if self._gateway is not None else []
+
+    def _serving_changed(self) -> None:
+        self._control.serving_changed()
+        if self._gateway is not None:
+            self._gateway.wake()
 
     async def _watch_drift(self) -> None:
         async for reason in self._kernel.drift():
@@ -220,6 +253,8 @@ class _Daemon:
             self._control.addresses_changed(item.address for item in addresses)
 
     def _on_outcome(self, outcome: Outcome) -> None:
+        if self._applier.in_force is not None:
+            self._serving.adopt(self._applier.in_force)
         self._control.changed()
         self._tell_systemd(
             f"revision {outcome.revision} is not in force: {outcome.error}"

@@ -5,6 +5,7 @@ The same steps whether the daemon runs them for `agentd leave` or the command do
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from .errors import ControllerError, StateError
@@ -27,12 +28,18 @@ class Removable(Protocol):
         """Remove link, addresses, routes, peers and table."""
 
 
-async def leave(state: StateDir, kernel: Removable, *, force: bool) -> Left:
-    """Leave. Raises AgentError, with nothing removed, when the controller cannot be told and `force` is False."""
+async def leave(
+    state: StateDir, kernel: Removable, remove_more: Callable[[], Awaitable[list[str]]], *, force: bool
+) -> Left:
+    """Leave. Raises AgentError, with nothing removed, when the controller cannot be told and `force` is False.
+
+    `remove_more` removes what others made for the mesh, and returns what that was.
+    """
     told = await asyncio.to_thread(_tell, state, force=force)
     operations = await kernel.remove()
+    more = await remove_more()
     files = await asyncio.to_thread(state.clear, directory=True)
-    return Left(told=told, done=(*map(str, operations), *(f"remove {path}" for path in files)))
+    return Left(told=told, done=(*map(str, operations), *more, *(f"remove {path}" for path in files)))
 
 
 def _tell(state: StateDir, *, force: bool) -> bool:

@@ -1,7 +1,9 @@
 """The local API's messages: what `agentd status` and other programs on this host may ask the daemon.
 
 One JSON object a line in each direction over a Unix stream socket, as many as the client likes; each request is
-answered once, in order, with its answer or with `Failure`. No answer contains a secret.
+answered once, in order, with its answer or with `Failure`. A `GatewayRequest` makes the connection the gateway's: from
+then on a `Policy` comes whenever there is another, and the gateway says how it is with `ServingReport`, which nothing
+answers. No answer contains a secret.
 """
 
 from datetime import datetime
@@ -12,9 +14,11 @@ from pydantic import Field, TypeAdapter
 from controller.wire.base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag
 from controller.wire.call_records import Records, Sequence, SpoolId
 from controller.wire.denials import Denial
+from controller.wire.mcp import GatewayPolicy, ServiceName
 from controller.wire.netmap import NodeId
 
 __all__ = [
+    "GATEWAY_ONLY",
     "LARGEST_REQUEST",
     "PRIVILEGED",
     "Answer",
@@ -24,18 +28,25 @@ __all__ = [
     "Diff",
     "DiffRequest",
     "Failure",
+    "GatewayRequest",
+    "GatewayStatus",
     "HidingChain",
     "Identity",
     "LeaveRequest",
     "Left",
+    "ListenRequest",
+    "Listening",
     "PeerStatus",
     "Peers",
     "PeersRequest",
+    "Policy",
     "RecordsKept",
     "RecordsRequest",
     "Request",
     "RotateKeyRequest",
     "Rotated",
+    "ServiceStatus",
+    "ServingReport",
     "Status",
     "StatusRequest",
     "WhoisRequest",
@@ -102,6 +113,35 @@ class LeaveRequest(Message):
     force: bool = False
 
 
+class GatewayRequest(Message):
+    """What is the gateway to do? Answered with `Policy` now, and whenever it is another one, until it hangs up.
+
+    `worker`: which of the gateway's processes asks; the first, 0, says how the services are.
+    """
+
+    request: Literal["gateway"] = "gateway"
+    worker: Annotated[int, Field(ge=0, le=255)] = 0
+
+
+class ServingReport(Message):
+    """Said by the gateway's first process: None for a service that can answer, or why it cannot."""
+
+    request: Literal["serving"] = "serving"
+    services: dict[ServiceName, Annotated[str, Field(max_length=1000)] | None]
+
+
+class ListenRequest(Message):
+    """A socket that listens at this address of a service, which only agentd may bind (a port below 1024).
+
+    Its descriptor comes with the answer. `processes` of the gateway share the address.
+    """
+
+    request: Literal["listen"] = "listen"
+    service: ServiceName
+    address: Address
+    processes: Annotated[int, Field(ge=1, le=256)] = 1
+
+
 Request = Annotated[
     StatusRequest
     | PeersRequest
@@ -110,11 +150,16 @@ Request = Annotated[
     | DeniedRequest
     | RecordsRequest
     | RotateKeyRequest
-    | LeaveRequest,
+    | LeaveRequest
+    | GatewayRequest
+    | ServingReport
+    | ListenRequest,
     Field(discriminator="request"),
 ]
 # For root and the daemon's own user; the others are for whoever may open the socket.
 PRIVILEGED: Final = (RotateKeyRequest, LeaveRequest)
+# For those and the gateway's user: who says how a service is, gets its socket or records its calls stands in for it.
+GATEWAY_ONLY: Final = (GatewayRequest, ListenRequest, RecordsRequest)
 
 
 class ControllerStatus(Message):
@@ -163,6 +208,28 @@ class HidingChain(Message):
     traffic: tuple[str, ...]
 
 
+class ServiceStatus(Message):
+    """A service that this host may serve. `held`: it is this host that answers for its addresses now."""
+
+    name: ServiceName
+    fqdn: str
+    kind: Literal["mcp", "http"]
+    addresses: tuple[Address, ...]
+    port: int
+    upstream: str = Field(description="where calls go: an URL, or the command that is run")
+    held: bool
+    error: str | None = Field(default=None, description="why it cannot answer; None: it can")
+
+
+class GatewayStatus(Message):
+    """The process that serves. `started_by`: agentd itself, or somebody else, as its systemd unit."""
+
+    started_by: Literal["agentd", "unit"]
+    connected: bool
+    processes: tuple[int, ...] = Field(default=(), description="ids of those that are connected")
+    error: str | None = Field(default=None, description="why agentd could not keep it running")
+
+
 class Status(Message):
     """Everything that `agentd status` shows."""
 
@@ -206,6 +273,8 @@ class Status(Message):
     )
     drifts: int = Field(default=0, description="times that somebody changed what agentd made")
     peers: tuple[PeerStatus, ...] = ()
+    services: tuple[ServiceStatus, ...] = Field(default=(), description="those that this host may serve")
+    gateway: GatewayStatus | None = Field(default=None, description="None: nothing is to be served here")
 
 
 class Peers(Message):
@@ -265,6 +334,19 @@ class Left(Message):
     done: tuple[str, ...]
 
 
+class Policy(Message):
+    """What the gateway enforces from now on. Of a service's addresses, those that this host holds."""
+
+    answer: Literal["policy"] = "policy"
+    policy: GatewayPolicy
+
+
+class Listening(Message):
+    """The answer to ListenRequest; the listening socket comes with it (SCM_RIGHTS)."""
+
+    answer: Literal["listening"] = "listening"
+
+
 class Failure(Message):
     """The request was not done, and why: one sentence."""
 
@@ -273,7 +355,8 @@ class Failure(Message):
 
 
 Answer = Annotated[
-    Status | Peers | Identity | Diff | Denied | RecordsKept | Rotated | Left | Failure, Field(discriminator="answer")
+    Status | Peers | Identity | Diff | Denied | RecordsKept | Rotated | Left | Policy | Listening | Failure,
+    Field(discriminator="answer"),
 ]
 
 request_type: TypeAdapter[Request] = TypeAdapter(Request)

@@ -10,14 +10,18 @@ from rich.text import Text
 
 from controller.wire.denials import Denial
 
-from .local_api import Diff, Identity, PeerStatus, Status
+from .local_api import Diff, GatewayStatus, Identity, PeerStatus, ServiceStatus, Status
 
 __all__ = ["denial", "denied", "diff", "identity", "is_well", "peers", "status"]
 
 
 def is_well(answer: Status) -> bool:
-    """True when the map is in force and nobody took it away. Being without the controller is no illness by itself."""
-    return answer.error is None and answer.map in {"saved", "current"} and answer.firewall
+    """True when the map is in force, nobody took it away, and the services that this host holds can answer.
+
+    Being without the controller is no illness by itself.
+    """
+    serves = all(service.error is None for service in answer.services if service.held)
+    return answer.error is None and answer.map in {"saved", "current"} and answer.firewall and serves
 
 
 def status(answer: Status) -> None:
@@ -29,6 +33,9 @@ def status(answer: Status) -> None:
     for key, value in _facts(answer):
         facts.add_row(key, value)
     console.print(facts)
+    if answer.services:
+        console.print()
+        console.print(_service_table(answer.services))
     if answer.peers:
         console.print()
         console.print(_peer_table(answer.peers))
@@ -86,6 +93,8 @@ def _facts(answer: Status) -> list[tuple[str, Text | str]]:
         ),
         ("certificate", f"until {_moment(answer.certificate_until)}, renewed from {_moment(answer.renewal)}"),
     ]
+    if answer.gateway is not None:
+        facts.append(("gateway", _gateway(answer.gateway)))
     facts += [
         (word, escape(", ".join(f"{count} packets {name}" for name, count in sorted(counts.items()) if count)))
         for word, counts in (("accepted", answer.accepted), ("denied", answer.denied))
@@ -128,6 +137,28 @@ def _tunnel(answer: Status) -> str:
     )
     where = f", offered as {' '.join(answer.endpoints)}" if answer.endpoints else ", offers no endpoint"
     return f"{answer.link}, {kind}, port {answer.listen_port}{where}"
+
+
+def _gateway(gateway: GatewayStatus) -> Text:
+    by = "started by agentd" if gateway.started_by == "agentd" else "started by its own unit"
+    if gateway.connected:
+        return Text(f"connected, process {' '.join(map(str, gateway.processes))}, {by}")
+    return Text(f"not connected ({by}): {gateway.error or 'it has not asked for its policy'}", style="red")
+
+
+def _service_table(listed: tuple[ServiceStatus, ...]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("service", "addresses", "upstream", "here", "state"):
+        table.add_column(heading, overflow="fold")
+    for service in listed:
+        table.add_row(
+            escape(service.fqdn),
+            " ".join(service.addresses) + (f" port {service.port}" if service.addresses else "none yet"),
+            escape(service.upstream),
+            "held" if service.held else "ready",
+            Text("can answer") if service.error is None else Text(service.error, style="red"),
+        )
+    return table
 
 
 def _peer_table(listed: tuple[PeerStatus, ...]) -> Table:

@@ -13,6 +13,7 @@ import uvloop
 
 from ..errors import AgentError
 from ..log import set_up
+from .privileges import gain_no_privileges
 from .process import run
 from .settings import Settings
 from .spool import SpoolError
@@ -20,29 +21,38 @@ from .workers import supervise
 
 __all__ = ["main"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 
-@app.command()
+@app.command(
+    epilog="**Examples**  \n`wardmesh-gateway --state-dir /var/lib/wardmesh-gateway`  \n"
+    "`wardmesh-gateway --state-dir DIR --policy policy.json --callers callers.json`"
+)
 def gateway(
     *,
-    policy: Annotated[Path, typer.Option(help="The policy that agentd writes (JSON); followed while it changes.")],
     state_dir: Annotated[Path, typer.Option(help="Where the audit spool and the session key are kept.")],
-    agent_socket: Annotated[Path, typer.Option(help="Where agentd answers who callers are.")] = Path(
+    agent_socket: Annotated[Path, typer.Option(help="Where agentd says what to serve, and who callers are.")] = Path(
         "/run/wardmesh/agentd.sock"
     ),
+    policy: Annotated[
+        Path | None, typer.Option(help="A policy file (JSON), instead of agentd; followed while it changes.")
+    ] = None,
     callers: Annotated[Path | None, typer.Option(help="A fixed list of callers (JSON), instead of agentd.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="How many processes carry calls.")] = 1,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running calls have when it stops.")] = 10.0,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    with_parent: Annotated[
+        bool, typer.Option("--with-parent", help="Stop when standard input ends, as it does when the parent is gone.")
+    ] = False,
     worker: Annotated[int, typer.Option(hidden=True)] = -1,
 ) -> None:
     """The MCP gateway of one host: passes calls from the mesh to MCP servers as policy allows, and records them."""
     set_up(log_level, "plain")
-    settings = Settings(policy, state_dir, agent_socket, callers, workers, grace)
+    gain_no_privileges()
+    settings = Settings(policy, state_dir, agent_socket, callers, workers, grace, with_parent or worker >= 0)
     try:
         if workers > 1 and worker < 0:
-            raise typer.Exit(uvloop.run(supervise(sys.argv[1:], workers, grace)))
+            raise typer.Exit(uvloop.run(supervise(sys.argv[1:], workers, grace, with_parent=with_parent)))
         uvloop.run(run(settings, max(worker, 0)))
     except (AgentError, SpoolError) as error:
         typer.echo(f"wardmesh-gateway: {error}", err=True)

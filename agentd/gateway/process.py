@@ -1,4 +1,4 @@
-"""One gateway process: reads its policy, runs its services, ends when told."""
+"""One gateway process: gets its policy from agentd or from a file, runs its services, ends when told."""
 
 import asyncio
 import logging
@@ -11,12 +11,13 @@ from controller.wire.mcp import AuditRules, GatewayPolicy
 
 from ..errors import AgentError
 from .audit import AuditLog
+from .feed import AgentFeed, asking_agentd
 from .http.limits import HttpLimits
 from .identity import AgentIdentity, IdentitySource, StaticIdentity
 from .limits import Limiter
 from .policy import CompiledPolicy
 from .proxy import Gateway
-from .runtime import Runtime
+from .runtime import Runtime, bind_here
 from .sessions import Sessions
 from .settings import Settings, read_callers, read_policy, session_key
 from .shipping import Shipper, ship_leftovers
@@ -28,6 +29,7 @@ __all__ = ["run"]
 log = logging.getLogger("agentd.gateway")
 
 _LOOK = 1.0  # seconds between looks at the policy file
+_NOTHING = GatewayPolicy(revision=0)  # until agentd says what to serve
 
 
 async def run(settings: Settings, worker: int) -> None:
@@ -38,9 +40,9 @@ async def run(settings: Settings, worker: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, changed.set)
-    if settings.workers > 1:
+    if settings.with_parent:
         loop.add_reader(sys.stdin.fileno(), stop.set)  # the parent holds the other end, and says nothing
-    policy = read_policy(settings.policy)
+    policy = read_policy(settings.policy) if settings.policy is not None else _NOTHING
     async with AsyncExitStack() as undo:
         limiter = Limiter()
         compiled = CompiledPolicy(policy, limiter)
@@ -53,12 +55,30 @@ async def run(settings: Settings, worker: int) -> None:
         in_force = _InForce(policy)
         audit = await _audit(settings, worker, in_force, undo)
         gateway = Gateway(identity, compiled, audit, Sessions(session_key(settings.state_dir)))
-        runtime = Runtime(gateway, limiter, connect, http=HttpLimits(), process=worker, processes=settings.workers)
+        runtime = Runtime(
+            gateway,
+            limiter,
+            connect,
+            listen=bind_here if settings.policy is not None else asking_agentd(settings.agent_socket),
+            http=HttpLimits(),
+            process=worker,
+            processes=settings.workers,
+        )
         undo.push_async_callback(runtime.close, settings.grace)
         runtime.start()
         await _apply(runtime, in_force, policy)
+
+        async def adopt(wanted: GatewayPolicy) -> None:
+            identity.invalidate()  # the map is another one: who left it is gone at once
+            await _apply(runtime, in_force, wanted)
+            await gateway.recheck()
+            log.info("in force", extra={"revision": wanted.revision, "services": len(wanted.services)})
+
         log.info("ready", extra={"worker": worker, "revision": policy.revision})
-        await _follow(settings.policy, runtime, in_force, changed, stop)
+        if settings.policy is not None:
+            await _follow(settings.policy, runtime, in_force, changed, stop)
+        else:
+            await _follow_agentd(AgentFeed(settings.agent_socket, worker, adopt, runtime.health), stop)
     log.info("stopped", extra={"worker": worker})
 
 
@@ -103,6 +123,19 @@ async def _apply(runtime: Runtime, in_force: _InForce, policy: GatewayPolicy) ->
     in_force.policy = policy
     for problem in await runtime.apply(policy):
         log.error("%s", problem)
+
+
+async def _follow_agentd(feed: AgentFeed, stop: asyncio.Event) -> None:
+    """Do as agentd says until told to stop."""
+    following = asyncio.create_task(feed.run())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([following, stopping], return_when=asyncio.FIRST_COMPLETED)
+    for task in (following, stopping):
+        task.cancel()
+    results = await asyncio.gather(following, stopping, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
 
 
 async def _follow(

@@ -6,6 +6,7 @@ many processes there are is not known here.
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -21,28 +22,38 @@ from .proxy import Gateway, ServiceApp
 from .sockets import listening
 from .types import Upstream
 
-__all__ = ["Runtime"]
+__all__ = ["Listen", "Runtime", "bind_here"]
 
 log = logging.getLogger("agentd.gateway")
 
 _RECHECK = 5.0  # seconds between looks at whether callers are still who they were
 
+# Opens a socket at one of the service's addresses, shared by so many processes. Raises AgentError.
+Listen = Callable[[Service, str, int], Awaitable[socket.socket]]
+
+
+async def bind_here(service: Service, address: str, processes: int) -> socket.socket:
+    """Open it ourselves, for a gateway without agentd."""
+    return listening(address, service.port, processes=processes)
+
 
 @dataclass(slots=True)
 class _Running:
-    """A service that runs. `bound`: where it listens."""
+    """A service that runs. `bound`: where it listens. `refused`: why it does not listen at all its addresses."""
 
     service: Service
     upstream: Upstream
     server: Server
     bound: set[tuple[str, int]]
+    refused: str | None = None
 
 
 class Runtime:
     """Runs services for one gateway.
 
-    `connect` makes a service's upstream, or raises AgentError. `processes` of ours listen on the same addresses; this
-    one is number `process`. A server on standard input and output runs in the first of them, so that there is only one.
+    `connect` makes a service's upstream, or raises AgentError; `listen` opens its sockets. `processes` of ours listen
+    on the same addresses; this one is number `process`. A server on standard input and output runs in the first of
+    them, so that there is only one.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class Runtime:
         connect: Callable[[Service], Upstream],
         *,
         http: HttpLimits,
+        listen: Listen = bind_here,
         process: int = 0,
         processes: int = 1,
         recheck: float = _RECHECK,
@@ -60,11 +72,13 @@ class Runtime:
         self._limiter = limiter
         self._connect = connect
         self._http = http
+        self._listen = listen
         self._process = process
         self._processes = processes
         self._recheck = recheck
         self._running: dict[str, _Running] = {}
         self._wanted: GatewayPolicy | None = None
+        self._unable: dict[str, str] = {}  # services that are wanted and could not be made
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -84,6 +98,7 @@ class Runtime:
         for name in [name for name, running in self._running.items() if _differs(running, policy.services.get(name))]:
             await self._stop(name, 0.0)
         problems: list[str] = []
+        self._unable = {}
         for service in policy.services.values():
             if not self._is_served_here(service):
                 continue
@@ -91,6 +106,7 @@ class Runtime:
                 running = self._running.get(service.name) or self._prepare(service)
             except AgentError as error:
                 problems.append(f"{service.name}: {error}")
+                self._unable[service.name] = str(error)
                 continue
             if running.service != service:
                 self._serve(running, service)
@@ -108,6 +124,13 @@ class Runtime:
     def bound(self) -> set[tuple[str, int]]:
         """Where services listen."""
         return {place for running in self._running.values() for place in running.bound}
+
+    async def health(self) -> dict[str, str | None]:
+        """How each service is: None for one that can answer calls, or why it cannot."""
+        running = list(self._running.values())
+        answers = await asyncio.gather(*(one.upstream.check() for one in running))
+        found = {one.service.name: one.refused or why for one, why in zip(running, answers, strict=True)}
+        return {**found, **self._unable}
 
     def _prepare(self, service: Service) -> _Running:
         upstream = self._connect(service)
@@ -132,15 +155,21 @@ class Runtime:
     async def _bind(self, running: _Running) -> list[str]:
         problems: list[str] = []
         service = running.service
+        running.refused = None
         for address in service.addresses:
             place = (address, service.port)
             if place in running.bound:
                 continue
             try:
-                await running.server.listen(listening(address, service.port, processes=self._sharing(service)))
+                opened = await self._listen(service, address, self._sharing(service))
             except AgentError as error:
                 problems.append(f"{service.name}: {error}")
+                running.refused = str(error)
                 continue
+            if self._running.get(service.name) is not running:
+                opened.close()  # it was stopped meanwhile
+                return problems
+            await running.server.listen(opened)
             running.bound.add(place)
             log.info("serving", extra={"service": service.name, "address": address, "port": service.port})
         return problems

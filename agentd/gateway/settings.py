@@ -20,14 +20,18 @@ __all__ = ["Settings", "read_callers", "read_policy", "session_key"]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`callers` None: agentd is asked at `agent_socket`. `grace`: seconds that running exchanges have at the end."""
+    """`policy` None: agentd is followed at `agent_socket`. `callers` None: agentd is asked there who callers are.
 
-    policy: Path
+    `grace`: seconds that running exchanges have at the end. `with_parent`: end when standard input does.
+    """
+
+    policy: Path | None
     state_dir: Path
     agent_socket: Path
     callers: Path | None
     workers: int
     grace: float
+    with_parent: bool
 
 
 class _StaticCaller(Message):
@@ -44,12 +48,12 @@ _CALLERS: TypeAdapter[tuple[_StaticCaller, ...]] = TypeAdapter(tuple[_StaticCall
 
 
 def read_policy(file: Path) -> GatewayPolicy:
-    """The policy that agentd wrote. Raises AgentError."""
+    """The policy of a gateway that runs without agentd. Raises AgentError."""
     try:
         return GatewayPolicy.model_validate_json(file.read_bytes())
     except OSError as error:
         raise AgentError(
-            f"the policy {file} cannot be read ({error.strerror}): agentd writes it when it runs"
+            f"the policy {file} cannot be read ({error.strerror}): write it, or leave --policy out to follow agentd"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]

@@ -304,6 +304,10 @@ class Upstream(Protocol):
         """
         ...
 
+    async def check(self) -> str | None:
+        """None when it would take a request now, or why not. Sends none, starts nothing, takes a second at most."""
+        ...
+
     async def close(self) -> None:
         """Give back everything; open responses end with UpstreamError."""
         ...

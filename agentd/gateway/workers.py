@@ -18,7 +18,7 @@ _LONGEST_PAUSE = 30.0
 _STEADY = 60.0  # seconds after which a worker's death is no sign of a fault that will repeat
 
 
-async def supervise(arguments: Sequence[str], count: int, grace: float) -> int:
+async def supervise(arguments: Sequence[str], count: int, grace: float, *, with_parent: bool = False) -> int:
     """Keep `count` workers running until SIGTERM or SIGINT; returns an exit code.
 
     A worker that cannot even start is not started for ever: when all of them fail at once at the start, so do we.
@@ -29,6 +29,8 @@ async def supervise(arguments: Sequence[str], count: int, grace: float) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, _read_again, workers)
+    if with_parent:
+        loop.add_reader(sys.stdin.fileno(), stop.set)
     tasks = [asyncio.create_task(worker.keep_running()) for worker in workers]
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -10,12 +10,13 @@ import pytest
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 BIN = Path(sys.executable).parent
+NAMES = ["agentd.service", "wardmesh-controller.service", "wardmesh-gateway.service"]
 LARGEST_EXPOSURE = 2.0
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 
 
-@pytest.mark.parametrize("name", ["agentd.service", "wardmesh-controller.service"])
+@pytest.mark.parametrize("name", NAMES)
 def test_systemd_finds_no_fault(tmp_path: Path, name: str) -> None:
     # The commands are where this environment has them; nothing else of the unit is changed.
     text = (UNITS / name).read_text()
@@ -25,7 +26,7 @@ def test_systemd_finds_no_fault(tmp_path: Path, name: str) -> None:
     assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("name", ["agentd.service", "wardmesh-controller.service"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_exposure_is_low(name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(UNITS / name)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -34,10 +35,24 @@ def test_the_exposure_is_low(name: str) -> None:
     assert float(match[1]) <= LARGEST_EXPOSURE
 
 
-def test_agentd_has_one_capability() -> None:
-    text = (UNITS / "agentd.service").read_text()
+@pytest.mark.parametrize(
+    ("name", "capabilities"),
+    [
+        ("agentd.service", ["CAP_NET_ADMIN CAP_NET_BIND_SERVICE"] * 2),
+        ("wardmesh-controller.service", [""]),
+        ("wardmesh-gateway.service", [""]),
+    ],
+)
+def test_a_unit_has_the_capabilities_that_it_needs_and_no_other(name: str, capabilities: list[str]) -> None:
+    text = (UNITS / name).read_text()
     found = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", text, flags=re.MULTILINE)
-    assert found == ["CAP_NET_ADMIN", "CAP_NET_ADMIN"]
+    assert found == capabilities
+
+
+def test_the_gateway_may_open_agentds_socket_by_its_group() -> None:
+    agentd, gateway = ((UNITS / name).read_text() for name in ("agentd.service", "wardmesh-gateway.service"))
+    (group,) = re.findall(r"^Group=(.*)$", agentd, flags=re.MULTILINE)
+    assert re.findall(r"^SupplementaryGroups=(.*)$", gateway, flags=re.MULTILINE) == [group]
 
 
 def test_the_users_of_the_units_are_made() -> None:

@@ -1,4 +1,4 @@
-"""The daemon under what its systemd unit allows, read from the unit: one capability, no root, a read-only system."""
+"""The daemon under what its systemd unit allows, read from the unit: its capabilities, no root, a read-only system."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.lab.processes import Process
 UNIT = CHECKOUT / "deploy" / "systemd" / "agentd.service"
 BIN = Path(sys.executable).parent
 UID = 64321  # of nobody; systemd would take the user's from sysusers
-NET_ADMIN = 1 << 12
+NET_ADMIN, NET_BIND_SERVICE = 1 << 12, 1 << 10
 
 
 class Service:
@@ -65,7 +65,7 @@ def check(pair: tuple[Service, Agent]) -> None:
     service.process.wait_for_line(r"in force revision=", 60)
     facts = service.facts()
     assert facts["Uid"].split() == [str(UID)] * 4
-    assert {int(facts[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {NET_ADMIN}
+    assert {int(facts[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {NET_ADMIN | NET_BIND_SERVICE}
     assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
     address = other.status()["addresses"][0]
     eventually(lambda: service.host.run("ping", "-c1", "-W2", address, check=False).returncode == 0, 30)

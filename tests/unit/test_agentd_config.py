@@ -44,6 +44,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         state_dir = "/srv/mesh"
         socket = "/run/mesh.sock"
         socket_group = "mesh"
+        gateway = "mesh-gateway"
         log_level = "debug"
         log_format = "json"
         """,
@@ -58,6 +59,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
     [
         ("lisen_port = 1", "unknown key 'lisen_port': did you mean 'listen_port'?"),
         ("[table]\nx = 1", "table: "),
+        ('gateway = "no body"', "give true, false or a user's name"),
         ("zzz = 1", "unknown key 'zzz': known keys are name, addresses"),
         ("listen_port = 0", "listen_port: must be greater than or equal to 1 (found 0)"),
         ('listen_port = "51820"', "listen_port: must be a valid integer (found '51820')"),
@@ -91,3 +93,15 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not TOML"):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "user"),
+    [("", "wardmesh-gateway"), ("gateway = true", "wardmesh-gateway"), ('gateway = "nobody"', "nobody")],
+)
+def test_the_gateway_has_a_user_of_its_own(tmp_path: Path, text: str, user: str) -> None:
+    assert load(written(tmp_path, text)).gateway_user == user
+
+
+def test_the_gateways_state_is_beside_agentds() -> None:
+    assert Config().gateway_dir == Path("/var/lib/wardmesh-gateway")

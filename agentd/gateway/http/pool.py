@@ -14,6 +14,7 @@ from .client import UpstreamConnection
 __all__ = ["HttpUpstream"]
 
 _CONNECT_SECONDS: Final = 5.0
+_CHECK_SECONDS: Final = 1.0
 # Shorter than the shortest common server's patience (uvicorn's is 5 s), so that it is us who close first.
 _IDLE_SECONDS: Final = 4.0
 _KEPT: Final = 256
@@ -56,6 +57,18 @@ class HttpUpstream:
             except UpstreamError as error:
                 if fresh or (error.reached and not request.replayable) or request.content is not None:
                     raise
+
+    async def check(self) -> str | None:
+        """Does it take connections?"""
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                _, writer = await asyncio.open_connection(self.host, self.port)
+        except TimeoutError:
+            return f"{self._shown} took no connection within {_CHECK_SECONDS:.0f} s"
+        except OSError as error:
+            return f"{self._shown} takes no connections: {error.strerror or error}"
+        writer.close()
+        return None
 
     def _head(self, request: UpstreamRequest) -> bytes:
         lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method.encode(), request.target, self._authority)]

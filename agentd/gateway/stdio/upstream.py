@@ -7,9 +7,12 @@ HTTP server would, in either era.
 import asyncio
 import contextlib
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -81,6 +84,18 @@ class StdioPool:
         if call.era == "modern":
             return await self._modern(conversation, call)
         return await self._legacy(conversation, request, call)
+
+    async def check(self) -> str | None:
+        """Is the command there, and the shared process not one that ended and waits to be started again?"""
+        shared = self._slots.get("")
+        if shared is not None and shared.conversation is None and shared.not_before > self._clock():
+            return f"the server's process {shared.why}"
+        program = self._upstream.command[0]
+        if "/" in program:
+            there = os.access(Path(self._upstream.directory or ".") / program, os.X_OK)
+        else:
+            there = shutil.which(program, path=self._upstream.environment.get("PATH")) is not None
+        return None if there else f"the command {program!r} is not a program that the gateway's user can run"
 
     async def close(self) -> None:
         """Stop every process."""

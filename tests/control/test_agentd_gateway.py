@@ -1,0 +1,163 @@
+"""The gateway that agentd starts itself: as whom, with what rights, until when, and again."""
+
+import asyncio
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agentd.config import Config
+from agentd.errors import AgentError
+from agentd.gateway_process import GatewayProcess, gateway_user
+from controller.wire.mcp import HttpUpstream
+from tests.gateway.agent import HELD, Agent, netmap, refused_at
+from tests.gateway.harness import Lab, free_port, soon, tool
+from tests.lab.revealed import revealed
+
+START = 30.0
+USER = "nobody"
+
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to start a process as somebody else")
+
+
+class Daemon:
+    """The parts of agentd that a gateway of its own needs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config = Config(state_dir=directory / "agentd", socket=directory / "agentd.sock", gateway=USER)
+        self.agent = Agent(self.config.socket)
+        self.user = gateway_user(self.config)
+        self.gateway = GatewayProcess(self.config, self.user, self.agent.serving)
+        self.agent.wake = self.gateway.wake
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Daemon"]:
+        await self.agent.start(gateway_user=self.user.uid, group=self.user.gid)
+        task = asyncio.create_task(self.gateway.run())
+        try:
+            yield self
+        finally:
+            assert not task.done(), task.exception()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await self.agent.stop()
+
+    async def process(self, *, other_than: int = 0) -> psutil.Process:
+        def found() -> int | None:
+            return next((one.process for one in self.agent.serving.followers if one.process != other_than), None)
+
+        return psutil.Process(await soon(found, START))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """One that other users may pass through, on a machine whose Python they may run."""
+    with tempfile.TemporaryDirectory(prefix="gateway-") as made, revealed():
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    made = Lab(tmp_path)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def daemon(directory: Path) -> AsyncIterator[Daemon]:
+    async with Daemon(directory).running() as made:
+        yield made
+
+
+def some_map(port: int = 0, **more: object) -> object:
+    return netmap(port or free_port(), HttpUpstream(url="http://127.0.0.1:9/mcp"), **more)
+
+
+def privileged_port() -> int:
+    """A free one that only root, or who has a capability for it, may listen at."""
+    limit = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    for port in range(limit - 1, 0, -1):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HELD, port))
+            except OSError:
+                continue
+            return port
+    pytest.skip("this machine lets everybody listen at every port")
+
+
+async def test_it_serves_a_privileged_port_with_no_privilege(lab: Lab, daemon: Daemon) -> None:
+    upstream, port = await lab.upstream(), privileged_port()
+    daemon.agent.serving.adopt(netmap(port, HttpUpstream(url=f"http://127.0.0.1:{upstream.port}/mcp")))
+    process = await daemon.process()
+    await soon(lambda: daemon.agent.serving.health() == {"svc": None}, START)
+    client = await lab.connect(HELD, port)
+    assert (await client.call(tool())).status == 200
+    await client.close()
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    facts = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+    assert facts["Uid"] == [str(daemon.user.uid)] * 4
+    assert facts["Gid"] == [str(daemon.user.gid)] * 4
+    assert {int(facts[name][0], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
+    assert facts["NoNewPrivs"] == ["1"]
+    assert daemon.config.gateway_dir.stat().st_uid == daemon.user.uid
+
+
+async def test_there_is_no_process_while_nothing_is_served(daemon: Daemon) -> None:
+    daemon.agent.serving.adopt(some_map(services={}, calls={}))
+    daemon.agent.serving.adopt(some_map(revision=2))
+    process = await daemon.process()
+    daemon.agent.serving.adopt(some_map(revision=3, services={}, calls={}))
+    await soon(lambda: not process.is_running(), START)
+    assert daemon.agent.serving.problem is None
+
+
+async def test_it_is_started_again_when_it_dies(daemon: Daemon) -> None:
+    daemon.agent.serving.adopt(some_map())
+    first = await daemon.process()
+    first.send_signal(signal.SIGKILL)
+    second = await daemon.process(other_than=first.pid)
+    assert second.pid != first.pid
+
+
+async def test_a_gateway_that_cannot_start_is_said_and_tried_again(daemon: Daemon) -> None:
+    daemon.config.gateway_dir.write_text("")
+    daemon.agent.serving.adopt(some_map())
+    await soon(lambda: "ended with exit code 1" in (daemon.agent.serving.health()["svc"] or ""), START)
+    daemon.config.gateway_dir.unlink()
+    await daemon.process()
+
+
+async def test_it_ends_with_the_daemon(directory: Path) -> None:
+    async with Daemon(directory).running() as daemon:
+        port = free_port()
+        daemon.agent.serving.adopt(some_map(port))
+        process = await daemon.process()
+        await soon(lambda: not refused_at(port), START)
+    assert not process.is_running()
+
+
+async def test_who_leaves_takes_its_files_along(daemon: Daemon) -> None:
+    daemon.agent.serving.adopt(some_map())
+    process = await daemon.process()
+    assert await daemon.gateway.end() == [f"remove {daemon.config.gateway_dir}"]
+    assert not process.is_running()
+    assert not daemon.config.gateway_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("user", "sentence"),
+    [("root", "has agentd's own rights"), ("no-such-user", "there is no user 'no-such-user': make it with")],
+)
+def test_a_user_that_will_not_do_is_refused(user: str, sentence: str) -> None:
+    with pytest.raises(AgentError, match=sentence):
+        gateway_user(Config(gateway=user))
