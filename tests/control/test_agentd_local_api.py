@@ -112,7 +112,7 @@ async def test_nonsense_is_answered_and_the_next_request_works(path: Path, nonse
 async def test_a_line_without_end_is_cut_off(path: Path) -> None:
     async with daemon(path):
         (refused,) = await lines(path, b"x" * (LARGEST_REQUEST + 1))
-    assert refused["error"] == "a request is one line of at most 65536 bytes"
+    assert refused["error"] == f"a request is one line of at most {LARGEST_REQUEST} bytes"
 
 
 async def test_who_hangs_up_disturbs_nobody(path: Path) -> None:
