@@ -12,6 +12,7 @@ from controller.clock import Clock
 from controller.denials import DenialBook
 from controller.drifts import Drifts
 from controller.enrolment import Enrolment
+from controller.grants import Grants
 from controller.identity.ca import CertificateAuthority
 from controller.keys import Keys
 from controller.mesh.hub import Hub
@@ -42,6 +43,7 @@ class Context:
     tokens: Tokens
     enrolment: Enrolment
     policy: PolicyDocuments
+    grants: Grants
     now: Clock
     drifts: Drifts
     calls: CallBook

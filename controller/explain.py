@@ -38,7 +38,7 @@ def explain(hub: Hub, source: str, destination: str, flow: str, now: datetime) -
         destination=_host(hub, other, inward, now),
         flow=flow,
         allowed=bool(grants),
-        grants=tuple(_explained(grant) for grant in grants),
+        grants=tuple(_explained(hub, grant) for grant in grants),
         policy_revision=revision,
     )
 
@@ -78,11 +78,11 @@ def _host(hub: Hub, host: NodeRecord, flows: list[Flow], now: datetime) -> Expla
     )
 
 
-def _explained(grant: Grant) -> ExplainedGrant:
+def _explained(hub: Hub, grant: Grant) -> ExplainedGrant:
+    expires = None if grant.expires is None else datetime.fromtimestamp(grant.expires, UTC)
+    temporary = hub.temporary_grant(grant.id)
+    if temporary is not None:
+        return ExplainedGrant(id=grant.id, note=grant.note, expires=expires, actor=temporary.actor)
     return ExplainedGrant(
-        id=grant.id,
-        line=grant.place.line,
-        column=grant.place.column,
-        note=grant.note,
-        expires=None if grant.expires is None else datetime.fromtimestamp(grant.expires, UTC),
+        id=grant.id, line=grant.place.line, column=grant.place.column, note=grant.note, expires=expires
     )

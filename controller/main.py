@@ -101,6 +101,9 @@ def serve(
     keep_calls: Annotated[
         int, typer.Option(min=1, max=3660, help="Days that records of calls are kept (`wardmesh audit calls`).")
     ] = 30,
+    grant_days: Annotated[
+        int, typer.Option(min=1, max=366, help="How many days a temporary grant may last, from now.")
+    ] = 30,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the REST API and the agents' stream until SIGTERM or Ctrl-C.
@@ -136,6 +139,7 @@ def serve(
             address_quarantine=timedelta(seconds=address_quarantine),
             ephemeral_after=timedelta(seconds=ephemeral_after),
             calls_kept=timedelta(days=keep_calls),
+            grant_longest=timedelta(days=grant_days),
         )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,6 +8,7 @@ from controller.audit import Action
 from controller.policy import Document, PolicyError, check, parse
 from controller.policy.difference import difference
 from controller.policy.model import Member
+from controller.policy.temporary import beside
 from controller.problems import Kind, Refused
 from controller.records import Fleet
 from controller.store.store import Store
@@ -41,11 +42,12 @@ class PolicyDocuments:
         """What is wrong with the document, against the nodes as they are now."""
         fleet = await self._store.fleet(self._mesh)
         # A large document takes a while, and the agents' streams share this thread.
-        return await asyncio.to_thread(check, text, fleet)
+        return await asyncio.to_thread(_check, text, fleet)
 
     async def diff(self, text: str) -> PolicyDifference:
         """What the document would change for the active nodes. Raises Refused (POLICY_REFUSED) with findings.
 
+        Temporary grants stand beside either document, so what they allow is no change.
         Its own tests may fail: what it would change helps to see why.
         """
         fleet = await self._store.fleet(self._mesh)
@@ -72,13 +74,35 @@ class PolicyDocuments:
         return _document(applied)
 
 
+def _check(text: str, fleet: Fleet) -> PolicyReport:
+    """The document's own report, and warnings of temporary grants that it would leave without meaning."""
+    report = check(text, fleet)
+    has_errors = any(finding.severity == "error" and finding.code != "test-failed" for finding in report.findings)
+    if has_errors or not fleet.grants:
+        return report
+    _, before = beside(_in_force(fleet.policy.text), fleet.grants.values())
+    _, after = beside(parse(text), fleet.grants.values())
+    lost = (
+        PolicyFinding(
+            severity="warning",
+            code="temporary-grant",
+            message=f"the temporary grant {grant_id} ({fleet.grants[grant_id].reason}) would allow nothing: {why}",
+        )
+        for grant_id, why in sorted(after.items())
+        if grant_id not in before
+    )
+    return report.model_copy(update={"findings": (*report.findings, *lost)})
+
+
 def _difference(text: str, fleet: Fleet) -> PolicyDifference:
     now = time.time()
     report = check(text, fleet, now)
     if any(finding.severity == "error" and finding.code != "test-failed" for finding in report.findings):
         raise _refused(report.findings)
     members = (Member(one.name, one.tags, one.addresses) for one in fleet.nodes.values() if one.state == "active")
-    return difference(_in_force(fleet.policy.text), parse(text), members, now)
+    old, _ = beside(_in_force(fleet.policy.text), fleet.grants.values())
+    new, _ = beside(parse(text), fleet.grants.values())
+    return difference(old, new, members, now)
 
 
 def _in_force(text: str) -> Document:

@@ -51,6 +51,9 @@ class Kind(Enum):
     POOL_EMPTY = ("address-pool-empty", 409, "No address is free")
     # Policy
     POLICY_REFUSED = ("policy-refused", 422, "The policy document is not acceptable")
+    # Temporary grants
+    GRANT_REFUSED = ("grant-refused", 422, "The temporary grant is not acceptable")
+    GRANT_ENDED = ("grant-ended", 409, "The temporary grant has ended")
     # Ours
     INTERNAL = ("internal", 500, "The controller failed")
     UNAVAILABLE = ("unavailable", 503, "The controller cannot answer now")

@@ -12,7 +12,7 @@ from controller.wire.mcp import ServiceName
 from controller.wire.netmap import Mesh, NodeId
 from controller.wire.rest import NodeState
 
-__all__ = ["Change", "Fleet", "NodeRecord", "PolicyRecord", "ServiceRecord"]
+__all__ = ["Change", "Fleet", "NodeRecord", "PolicyRecord", "ServiceRecord", "TemporaryGrant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,22 @@ class ServiceRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TemporaryGrant:
+    """A grant beside the policy document, until `expires` (whole seconds since the epoch).
+
+    `from_`, `to` and `ip` are entries as in a document's grant, each selector with its kind. `actor` made it.
+    """
+
+    id: str
+    from_: tuple[str, ...]
+    to: tuple[str, ...]
+    ip: tuple[str, ...]
+    reason: str
+    actor: str
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One committed mutation: produced by the store at commit, consumed by the mesh.
 
@@ -63,14 +79,16 @@ class Change:
     nodes: Mapping[NodeId, NodeRecord | None] = field(default_factory=dict)
     policy: PolicyRecord | None = None
     services: Mapping[ServiceName, ServiceRecord | None] = field(default_factory=dict)
+    grants: Mapping[str, TemporaryGrant | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Everything the mesh is computed from, at one revision."""
+    """Everything the mesh is computed from, at one revision. `grants`: the temporary ones that had not ended."""
 
     revision: int
     mesh: Mesh
     nodes: Mapping[NodeId, NodeRecord]
     policy: PolicyRecord
     services: Mapping[ServiceName, ServiceRecord] = field(default_factory=dict)
+    grants: Mapping[str, TemporaryGrant] = field(default_factory=dict)

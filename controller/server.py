@@ -23,6 +23,7 @@ from controller.clock import Clock, utc_now
 from controller.context import Context
 from controller.drifts import Drifts
 from controller.enrolment import Enrolment
+from controller.grants import Grants
 from controller.keys import FirstContact, Keys
 from controller.mesh.hub import Hub
 from controller.nodes import Nodes
@@ -116,6 +117,7 @@ async def _wire(
             now=now,
         ),
         policy=PolicyDocuments(store, mesh),
+        grants=Grants(store, hub, now, settings.grant_longest),
         now=now,
         drifts=Drifts(store),
         calls=CallBook(store, settings.calls_kept, now),

@@ -62,6 +62,7 @@ class Settings:
     address_quarantine: timedelta = timedelta(hours=1)
     ephemeral_after: timedelta = timedelta(minutes=30)
     calls_kept: timedelta = timedelta(days=30)
+    grant_longest: timedelta = timedelta(days=30)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work together. Raises SettingsError."""

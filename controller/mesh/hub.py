@@ -7,14 +7,14 @@ agent, and nothing here speaks SQL or HTTP.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 from controller.policy import Document
-from controller.records import Change, Fleet, NodeRecord
+from controller.records import Change, Fleet, NodeRecord, TemporaryGrant
 from controller.wire.base import Revision
 from controller.wire.netmap import Netmap, NodeId
 from controller.wire.stream import Applied, Bye, Hello, HostReport
@@ -93,7 +93,7 @@ class Hub:
             if record is None:
                 self._presence.pop(node_id, None)
                 self._concerned.pop(node_id, None)
-        if change.policy is not None:
+        if change.policy is not None or change.grants:
             self._schedule_expiry()
 
     def netmap(self, node_id: NodeId) -> Netmap | None:
@@ -105,9 +105,22 @@ class Hub:
         return self._loaded().find(reference)
 
     def policy(self) -> tuple[Revision, Document]:
-        """The document that the maps are made of; revision 0 before the first."""
+        """What the maps are made of: the document's revision (0 before the first), and it with the temporary grants."""
         state = self._loaded()
         return state.policy_revision, state.document
+
+    def names(self) -> tuple[Document, Iterable[NodeRecord]]:
+        """What a selector may name now: by the document as it was written, and every node."""
+        state = self._loaded()
+        return state.written, state.records
+
+    def temporary_grant(self, grant_id: str) -> TemporaryGrant | None:
+        """The temporary grant with this id, while it has not ended."""
+        return self._loaded().temporary(grant_id)
+
+    def idleness(self, grant_id: str) -> str | None:
+        """Why a temporary grant allows nothing now, though it has not ended; None when it does."""
+        return self._loaded().idleness(grant_id)
 
     def presence(self, node_id: NodeId) -> Presence:
         """What is known about a node's connection now."""

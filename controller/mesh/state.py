@@ -6,11 +6,12 @@ is looked up through two indexes: selector -> nodes, and selector -> the selecto
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from controller.policy import Document, PolicyError, compile_policy, parse
-from controller.records import Change, Fleet, NodeRecord, PolicyRecord
+from controller.policy.temporary import beside
+from controller.records import Change, Fleet, NodeRecord, PolicyRecord, TemporaryGrant
 from controller.wire.base import Revision
 from controller.wire.netmap import Delta, Netmap, NodeId, Peer, SetChange
 
@@ -25,6 +26,7 @@ _log = logging.getLogger(__name__)
 # Changes are published by concurrent requests and may arrive out of order, but never by this many objects.
 _REMEMBERED: Final = 10_000
 _POLICY: Final = ""  # stands beside node ids, none of which is empty
+_GRANT: Final = "grant/"  # before a temporary grant's id; no node id has a slash
 
 
 class MeshState:
@@ -40,8 +42,11 @@ class MeshState:
         self._left_out: dict[NodeId, BadRecordError] = {}
         self._registry = Registry()
         self._index = Index()
-        self.document = _parse(fleet.policy)
+        self.written = _parse(fleet.policy)
         self.policy_revision: Revision = fleet.policy.revision
+        self._temporary: dict[str, TemporaryGrant] = dict(fleet.grants)
+        self._unread: Mapping[str, str] = {}
+        self.document = self._in_force(now)
         self._policy = compile_policy(self.document.at(now))
         self.next_expiry = self.document.next_expiry(now)
         for node_id, record in fleet.nodes.items():
@@ -57,6 +62,26 @@ class MeshState:
 
     def record(self, node_id: NodeId) -> NodeRecord | None:
         return self._records.get(node_id)
+
+    @property
+    def records(self) -> Iterable[NodeRecord]:
+        """Every node, of any state."""
+        return self._records.values()
+
+    def temporary(self, grant_id: str) -> TemporaryGrant | None:
+        """The temporary grant with this id, while it has not ended."""
+        return self._temporary.get(grant_id)
+
+    def idleness(self, grant_id: str) -> str | None:
+        """Why a temporary grant allows nothing now, though it has not ended; None when it does allow something."""
+        if grant_id in self._unread:
+            return f"the policy in force no longer says what it means: {self._unread[grant_id]}"
+        grant = next((grant for grant in self.document.grants if grant.id == grant_id), None)
+        sides = (("from", grant.from_), ("to", grant.to)) if grant is not None else ()
+        for side, selectors in sides:
+            if not self._index.members_of(selector.key for selector in selectors):
+                return f"nobody matches {side!r} now: {', '.join(selector.key for selector in selectors)}"
+        return None
 
     def find(self, reference: str) -> NodeRecord | None:
         """The node of this name or, when none has it, of this id."""
@@ -132,9 +157,7 @@ class MeshState:
             if self._is_news(node_id, change.revision):
                 self._set(node_id, record, affected)
         self._retry(affected)
-        if change.policy is not None and self._is_news(_POLICY, change.revision):
-            self.document = _parse(change.policy)
-            self.policy_revision = change.policy.revision
+        if self._take_grants(change):
             self._recompile(now, affected)
         self.revision = max(self.revision, change.revision)
         return {node_id: dirty for node_id, dirty in affected.items() if dirty.concerns(node_id)}
@@ -144,6 +167,28 @@ class MeshState:
         affected: Affected = {}
         self._recompile(now, affected)
         return affected
+
+    def _take_grants(self, change: Change) -> bool:
+        """Remember the policy and the temporary grants of a change; False when there are none, or only old ones."""
+        is_news = False
+        if change.policy is not None and self._is_news(_POLICY, change.revision):
+            self.written = _parse(change.policy)
+            self.policy_revision = change.policy.revision
+            is_news = True
+        for grant_id, grant in change.grants.items():
+            if self._is_news(_GRANT + grant_id, change.revision):
+                is_news = True
+                if grant is None:
+                    self._temporary.pop(grant_id, None)
+                else:
+                    self._temporary[grant_id] = grant
+        return is_news
+
+    def _in_force(self, now: float) -> Document:
+        """The document with the temporary grants beside its own, without those of them that have ended."""
+        self._temporary = {key: grant for key, grant in self._temporary.items() if now < grant.expires}
+        document, self._unread = beside(self.written, self._temporary.values())
+        return document
 
     def _is_news(self, key: str, revision: Revision) -> bool:
         if revision < self._seen.get(key, self._loaded):
@@ -231,6 +276,7 @@ class MeshState:
 
     def _recompile(self, now: float, affected: Affected) -> None:
         """Put the document, as of `now`, in force. Looks at every node, but touches only those whose map differs."""
+        self.document = self._in_force(now)
         self.next_expiry = self.document.next_expiry(now)
         old = Layout(self._policy, self._index, {node_id: entry.role for node_id, entry in self._entries.items()})
         self._policy = compile_policy(self.document.at(now))

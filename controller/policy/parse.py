@@ -39,7 +39,7 @@ from .reader import Reader
 from .service_reader import ServiceReader
 from .tree import Text, Tree, read_tree
 
-__all__ = ["parse", "parse_into", "services"]
+__all__ = ["parse", "parse_grant", "parse_into", "services"]
 
 _SECTIONS: Final = ("hosts", "tags", "groups", "services", "grants", "tests")
 _MAX_NOTE: Final = 500
@@ -61,6 +61,11 @@ def parse_into(text: str, findings: Findings) -> Document:
     """Like `parse`, but notes faults in `findings` and answers with what remains. Raises PolicyError for bad syntax."""
     tree = read_tree(text)
     return Document() if tree is None else _Parser(findings).document(tree)
+
+
+def parse_grant(tree: Tree, document: Document, findings: Findings) -> Grant | None:
+    """One more grant, written as in a document and with the names that `document` declares. Notes faults."""
+    return _Parser(findings).further_grant(tree, document)
 
 
 def services(ip: Sequence[Allowance]) -> tuple[tuple[Protocol, Ports], ...]:
@@ -111,6 +116,15 @@ class _Parser(Reader):
             grants=tuple(grant for grant in grants if grant is not None),
             tests=tuple(test for test in tests if test is not None),
         )
+
+    def further_grant(self, tree: Tree, document: Document) -> Grant | None:
+        """A grant that stands outside of `document` and may use its names."""
+        self._hosts = dict(document.hosts)
+        self._tags = None if document.tags is None else dict(document.tags)
+        self._group_names = set(document.groups)
+        self._services = dict(document.services)
+        self._service_names = set(document.services)
+        return self._grant(tree)
 
     def _section(self, sections: dict[str, Tree], name: str) -> list[tuple[Text, Tree]]:
         return list(self.entries(sections[name], name)) if name in sections else []

@@ -31,6 +31,7 @@ async def append(unit: Unit, *, time: datetime, actor: str, action: Action, subj
             nodes=sorted(unit.changed_nodes),
             policy=unit.changed_policy is not None,
             services=sorted(unit.changed_services),
+            grants=sorted(unit.changed_grants),
         )
     )
     await unit.session.flush()  # the audit entry refers to it

@@ -31,6 +31,7 @@ __all__ = [
     "CallRow",
     "ChangeRow",
     "EnrolmentKeyRow",
+    "GrantRow",
     "MeshRow",
     "NodeRow",
     "NodeTagRow",
@@ -233,6 +234,23 @@ class PolicyRow(Base):
     actor: Mapped[str] = mapped_column(String(128))
 
 
+class GrantRow(Base):
+    """A temporary grant; it stays when it has ended."""
+
+    __tablename__ = "grants"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    from_: Mapped[list[str]] = mapped_column("from")
+    to: Mapped[list[str]]
+    ip: Mapped[list[str]]
+    reason: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(String(128))
+    created: Mapped[datetime]
+    expires: Mapped[datetime] = mapped_column(index=True)
+    revoked: Mapped[datetime | None]
+    revision: Mapped[int] = mapped_column(BigInteger)
+    __table_args__ = (Index("ix_grants_created_id", "created", "id"),)
+
+
 class ChangeRow(Base):
     """One committed mutation: which objects to load again. Revisions have no gaps."""
 
@@ -242,6 +260,7 @@ class ChangeRow(Base):
     nodes: Mapped[list[str]]
     policy: Mapped[bool]
     services: Mapped[list[str]]
+    grants: Mapped[list[str]]
 
 
 class AuditRow(Base):

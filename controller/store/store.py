@@ -26,6 +26,7 @@ from controller.store.addresses import AddressTable
 from controller.store.calls import CallTable, append_calls, delete_calls
 from controller.store.credentials import KeyTable, TokenTable
 from controller.store.engine import Engines, StoreError, lock_recorders, lock_writers, translated
+from controller.store.grants import GrantTable
 from controller.store.ledger import Ledger, PolicyTable
 from controller.store.models import MeshRow, ResponseRow
 from controller.store.nodes import NodeTable, write_presence
@@ -51,6 +52,7 @@ class Reading:
         self.tokens = TokenTable(unit)
         self.policy = PolicyTable(unit)
         self.services = ServiceTable(unit)
+        self.grants = GrantTable(unit)
         self.ledger = Ledger(unit)
         self.calls = CallTable(unit)
 
@@ -218,12 +220,14 @@ class Store:
         async with self.read() as tables:
             nodes = await tables.nodes.all()
             policy = await tables.policy.current()
+            grants = (grant.record for grant in await tables.grants.active(self._now()))
             return Fleet(
                 revision=await tables.ledger.revision(),
                 mesh=mesh,
                 nodes={node.id: node.record for node in nodes},
                 policy=PolicyRecord(policy.revision, policy.text) if policy else PolicyRecord(0, ""),
                 services={service.name: service.record for service in await tables.services.all()},
+                grants={grant.id: grant for grant in grants if grant is not None},
             )
 
     async def changes_after(self, revision: int) -> list[Change]:
@@ -234,12 +238,14 @@ class Store:
                 nodes = {node_id: await tables.nodes.get(node_id) for node_id in row.nodes}
                 policy = await tables.policy.current() if row.policy else None
                 services = {name: await tables.services.get(name) for name in row.services}
+                grants = {grant_id: await tables.grants.get(grant_id) for grant_id in row.grants}
                 changes.append(
                     Change(
                         revision=row.revision,
                         nodes={node_id: node.record if node else None for node_id, node in nodes.items()},
                         policy=PolicyRecord(policy.revision, policy.text) if policy else None,
                         services={name: service.record if service else None for name, service in services.items()},
+                        grants={grant_id: grant.record if grant else None for grant_id, grant in grants.items()},
                     )
                 )
             return changes
@@ -266,7 +272,13 @@ class Store:
             new=mutation.new,
         )
         await unit.session.commit()
-        change = Change(mutation.revision, unit.changed_nodes, unit.changed_policy, unit.changed_services)
+        change = Change(
+            revision=mutation.revision,
+            nodes=unit.changed_nodes,
+            policy=unit.changed_policy,
+            services=unit.changed_services,
+            grants=unit.changed_grants,
+        )
         for hear in self._subscribers:
             hear(change)
 

@@ -3,7 +3,7 @@
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controller.addresses import AddressPlan
-from controller.records import NodeRecord, PolicyRecord, ServiceRecord
+from controller.records import NodeRecord, PolicyRecord, ServiceRecord, TemporaryGrant
 from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
@@ -22,6 +22,7 @@ class Unit:
         self.changed_nodes: dict[NodeId, NodeRecord | None] = {}
         self.changed_policy: PolicyRecord | None = None
         self.changed_services: dict[ServiceName, ServiceRecord | None] = {}
+        self.changed_grants: dict[str, TemporaryGrant | None] = {}
         self._plan = plan
         self._revision = revision
 

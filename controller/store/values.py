@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from controller.records import NodeRecord, ServiceRecord
+from controller.records import NodeRecord, ServiceRecord, TemporaryGrant
 from controller.wire.base import Address, Endpoint, NodeName, PublicKey, Tag
 from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 from controller.wire.rest import AdminRole, NodeState
 
-__all__ = ["NodeFilter", "StoredKey", "StoredNode", "StoredPolicy", "StoredService", "StoredToken"]
+__all__ = ["NodeFilter", "StoredGrant", "StoredKey", "StoredNode", "StoredPolicy", "StoredService", "StoredToken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +135,38 @@ class StoredService:
     def record(self) -> ServiceRecord:
         """The service as the mesh sees it."""
         return ServiceRecord(self.name, self.addresses, self.holder)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGrant:
+    """A temporary grant, also one that has ended. `expires` is in whole seconds; `actor` made it."""
+
+    id: str
+    from_: tuple[str, ...]
+    to: tuple[str, ...]
+    ip: tuple[str, ...]
+    reason: str
+    actor: str
+    created: datetime
+    expires: datetime
+    revoked: datetime | None = None
+    revision: int = 0
+
+    def is_active(self, now: datetime) -> bool:
+        """False when it was revoked or has ended by itself."""
+        return self.revoked is None and now < self.expires
+
+    @property
+    def record(self) -> TemporaryGrant | None:
+        """The grant as the mesh sees it: None when it was revoked."""
+        if self.revoked is not None:
+            return None
+        return TemporaryGrant(
+            id=self.id,
+            from_=self.from_,
+            to=self.to,
+            ip=self.ip,
+            reason=self.reason,
+            actor=self.actor,
+            expires=int(self.expires.timestamp()),
+        )

@@ -235,13 +235,17 @@ class PolicyDifference(Message):
 
 
 class ExplainedGrant(Message):
-    """A grant that allows what was asked, with its place in the document in force (1-based)."""
+    """A grant that allows what was asked: with its place in the document in force (1-based), or a temporary one.
+
+    A temporary grant has no place; `actor` made it, and its `note` is the reason that was given.
+    """
 
     id: str
-    line: int
-    column: int
+    line: int | None = None
+    column: int | None = None
     note: str = ""
     expires: datetime | None = None
+    actor: str | None = None
 
 
 class ExplainedHost(Message):

@@ -5,14 +5,16 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import event, select, text
+from sqlalchemy import Connection, event, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controller.admission import Admission
@@ -23,10 +25,11 @@ from controller.keys import FirstContact, Keys
 from controller.problems import Kind, Refused
 from controller.records import Change, ServiceRecord
 from controller.store.engine import Engines, StoreError
+from controller.store.migrate import migrations_path
 from controller.store.models import AuditRow, Base, ChangeRow, ResponseRow
 from controller.store.store import Mutation, Store
 from controller.store.unit import ReadOnlyError
-from controller.store.values import NodeFilter, StoredNode, StoredService
+from controller.store.values import NodeFilter, StoredGrant, StoredNode, StoredService
 from controller.wire.enrol import JoinString
 from controller.wire.netmap import Mesh
 from controller.wire.rest import EnrolmentKeyCreate, Health
@@ -432,6 +435,64 @@ class TestKeys:
         async with opened(database_url, MovableClock()) as other:
             outcomes = await asyncio.gather(*(redeem(by) for by in [store, other] * 10))
         assert sum(outcomes) == 5
+
+
+class TestGrants:
+    async def test_a_change_states_the_grants_that_it_is_about(self, store: Store, clock: MovableClock) -> None:
+        heard: list[Change] = []
+        store.subscribe(heard.append)
+        grant = await save_grant(store, "t1", clock() + timedelta(hours=1))
+        await save_grant(store, "t1", grant.expires, revoked=clock())
+        assert grant.record is not None
+        assert heard == [Change(2, grants={"t1": grant.record}), Change(3, grants={"t1": None})]
+        assert await store.changes_after(1) == [Change(2, grants={"t1": None}), Change(3, grants={"t1": None})]
+
+    async def test_the_fleet_has_those_that_have_not_ended(self, store: Store, clock: MovableClock) -> None:
+        end = (clock() + timedelta(hours=1)).replace(microsecond=0)
+        lasting = await save_grant(store, "t1", end)
+        await save_grant(store, "t2", end, revoked=clock())
+        await save_grant(store, "t3", end - timedelta(minutes=30))
+        clock.advance(minutes=45)
+        assert (await store.fleet(MESH)).grants == {"t1": lasting.record}
+        async with store.read() as tables:
+            assert await tables.grants.get("t1") == lasting
+
+
+async def save_grant(store: Store, grant_id: str, expires: datetime, revoked: datetime | None = None) -> StoredGrant:
+    async with store.mutation("t", Action.GRANT_CREATE, f"grant:{grant_id}") as tx:
+        return await tx.grants.save(
+            StoredGrant(
+                id=grant_id,
+                from_=("tag:a", "node:b"),
+                to=("*",),
+                ip=("icmp",),
+                reason="for a test",
+                actor="t",
+                created=tx.now,
+                expires=expires.replace(microsecond=0),
+                revoked=revoked,
+            )
+        )
+
+
+async def test_a_database_of_the_first_schema_keeps_its_changes(database_url: str, clock: MovableClock) -> None:
+    engines = Engines(database_url)
+    async with engines.write.begin() as connection:
+        await connection.run_sync(_upgrade, "0001")
+        await connection.execute(
+            text("INSERT INTO changes (revision, time, nodes, policy) VALUES (1, :time, '[]', false)"),
+            {"time": clock().replace(tzinfo=None) if engines.sqlite else clock()},
+        )
+    await engines.dispose()
+    async with opened(database_url, clock) as store:
+        assert await store.changes_after(0) == [Change(1)]
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(migrations_path()))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 async def test_the_schema_that_migrations_make_is_the_models(database_url: str) -> None:

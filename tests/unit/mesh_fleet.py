@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from controller.records import Fleet, NodeRecord, PolicyRecord
+from controller.records import Fleet, NodeRecord, PolicyRecord, TemporaryGrant
 from controller.wire.netmap import Mesh
 
 MESH = Mesh(id="mesh1", name="mesh", prefix4="100.64.0.0/16", prefix6="fd00:1::/48")
@@ -32,8 +32,16 @@ def node(number: int, *tags: str, **changes: object) -> NodeRecord:
     return NodeRecord(**(facts | changes))  # type: ignore[arg-type]
 
 
-def fleet(nodes: Iterable[NodeRecord], text: str = "", revision: int = 1) -> Fleet:
-    return Fleet(revision=revision, mesh=MESH, nodes={n.id: n for n in nodes}, policy=PolicyRecord(revision, text))
+def fleet(
+    nodes: Iterable[NodeRecord], text: str = "", revision: int = 1, grants: Iterable[TemporaryGrant] = ()
+) -> Fleet:
+    policy = PolicyRecord(revision, text)
+    return Fleet(revision, MESH, {n.id: n for n in nodes}, policy, grants={grant.id: grant for grant in grants})
+
+
+def temporary(number: int, from_: str, to: str, ip: str = "tcp:1", expires: float = NOW + 3600) -> TemporaryGrant:
+    """Temporary grant `tNUMBER`; selectors with their kind."""
+    return TemporaryGrant(f"t{number}", (from_,), (to,), (ip,), "for a test", "token:wma_x", int(expires))
 
 
 TAGS = ("a", "b", "c")
@@ -79,6 +87,25 @@ def policies(draw: st.DrawFn, max_grants: int = 5) -> str:
 
 
 @st.composite
+def temporaries(draw: st.DrawFn) -> TemporaryGrant:
+    """Also one that has ended, and one whose group no document knows."""
+    chosen = st.one_of(
+        st.sampled_from(["group:nobody", "*", "group:ops", "host:low"]),
+        st.sampled_from([f"tag:{tag}" for tag in TAGS]),
+        st.integers(1, 8).map(lambda n: f"node:h{n}"),
+    )
+    return TemporaryGrant(
+        id=f"t{draw(st.integers(1, 3))}",
+        from_=tuple(draw(st.lists(chosen, min_size=1, max_size=2, unique=True))),
+        to=tuple(draw(st.lists(chosen, min_size=1, max_size=2, unique=True))),
+        ip=(draw(ips),),
+        reason="drawn",
+        actor="token:wma_x",
+        expires=draw(st.sampled_from([int(NOW) - 1, int(NOW) + 10, int(NOW) + 3600])),
+    )
+
+
+@st.composite
 def records(draw: st.DrawFn, number: int) -> NodeRecord:
     return node(
         number,
@@ -92,4 +119,5 @@ def records(draw: st.DrawFn, number: int) -> NodeRecord:
 @st.composite
 def fleets(draw: st.DrawFn) -> Fleet:
     numbers = draw(st.sets(st.integers(1, 8), max_size=6))
-    return fleet([draw(records(number)) for number in sorted(numbers)], draw(policies()))
+    nodes = [draw(records(number)) for number in sorted(numbers)]
+    return fleet(nodes, draw(policies()), grants=draw(st.lists(temporaries(), max_size=2)))

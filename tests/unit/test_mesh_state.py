@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from controller.mesh.dirty import Dirty, merged
 from controller.mesh.log import RevisionLog
 from controller.mesh.state import MeshState
-from controller.policy import parse
+from controller.policy import Document, parse
 from controller.policy.model import Member, Packet, allowing_grants, may_pass
+from controller.policy.temporary import beside
 from controller.records import Change, Fleet, NodeRecord, PolicyRecord
 from controller.wire.netmap import Delta, Netmap, fold
 from controller.wire.rules import Flow, allowing
 
-from .mesh_fleet import MESH, NOW, TAGS, fleet, fleets, key, node, policies
+from .mesh_fleet import MESH, NOW, TAGS, fleet, fleets, key, node, policies, temporaries
 
 GRANTS = """
 grants:
@@ -47,14 +48,31 @@ def any_record(draw: st.DrawFn) -> NodeRecord:
 
 
 @st.composite
-def changes(draw: st.DrawFn) -> tuple[dict[str, NodeRecord | None], str | None]:
-    kind = draw(st.sampled_from(["set", "set", "set", "remove", "policy", "several"]))
+def changes(draw: st.DrawFn) -> Change:
+    """A change of revision 0: of one object of any kind, or of several. `numbered` gives it a revision."""
+    kind = draw(st.sampled_from(["set", "set", "set", "remove", "policy", "grant", "revoke", "several"]))
     if kind == "remove":
-        return {f"n{draw(st.integers(1, 8))}": None}, None
+        return Change(0, {f"n{draw(st.integers(1, 8))}": None})
     if kind == "policy":
-        return {}, draw(policies(max_grants=3))
+        return Change(0, policy=PolicyRecord(0, draw(policies(max_grants=3))))
+    if kind == "revoke":
+        return Change(0, grants={f"t{draw(st.integers(1, 3))}": None})
+    granted = {} if kind == "set" else {g.id: g for g in [draw(temporaries())]}
+    if kind == "grant":
+        return Change(0, grants=granted)
     found = draw(st.lists(any_record(), min_size=1, max_size=1 if kind == "set" else 4))
-    return {r.id: r for r in found}, draw(policies(max_grants=3)) if kind == "several" else None
+    policy = PolicyRecord(0, draw(policies(max_grants=3))) if kind == "several" else None
+    return Change(0, {r.id: r for r in found}, policy, grants=granted)
+
+
+def numbered(change: Change, revision: int) -> Change:
+    policy = None if change.policy is None else PolicyRecord(revision, change.policy.text)
+    return replace(change, revision=revision, policy=policy)
+
+
+def objects(change: Change) -> int:
+    """How many objects it is about."""
+    return len(change.nodes) + len(change.grants) + (change.policy is not None)
 
 
 class Client:
@@ -83,18 +101,18 @@ def applied(records: Fleet, change: Change) -> Fleet:
         nodes.pop(node_id, None)
         if record is not None:
             nodes[node_id] = record
-    return Fleet(change.revision, records.mesh, nodes, change.policy or records.policy)
+    granted = {**records.grants, **change.grants}
+    grants = {grant_id: grant for grant_id, grant in granted.items() if grant is not None}
+    return Fleet(change.revision, records.mesh, nodes, change.policy or records.policy, grants=grants)
 
 
 @settings(max_examples=300, deadline=None)
 @given(fleets(), st.lists(st.tuples(changes(), st.booleans()), max_size=12))
-def test_folded_deltas_are_a_fresh_snapshot_for_every_node(
-    start: Fleet, steps: list[tuple[tuple[dict[str, NodeRecord | None], str | None], bool]]
-) -> None:
+def test_folded_deltas_are_a_fresh_snapshot_for_every_node(start: Fleet, steps: list[tuple[Change, bool]]) -> None:
     state, now = MeshState(start, NOW), start
     clients = {node_id: Client(state, node_id) for node_id in start.nodes}
-    for revision, ((nodes, text), catch_up) in enumerate(steps, start=2):
-        change = Change(revision, nodes, None if text is None else PolicyRecord(revision, text))
+    for revision, (step, catch_up) in enumerate(steps, start=2):
+        change = numbered(step, revision)
         affected = state.apply(change, NOW)
         now = applied(now, change)
         fresh = MeshState(now, NOW)
@@ -118,16 +136,15 @@ def test_folded_deltas_are_a_fresh_snapshot_for_every_node(
 @settings(max_examples=200, deadline=None)
 @given(fleets(), st.lists(changes(), min_size=1, max_size=8), st.integers(0, 8), st.sampled_from([10_000, 12, 40]))
 def test_a_host_that_resumes_from_any_revision_in_the_log_has_a_fresh_snapshot(
-    start: Fleet, steps: list[tuple[dict[str, NodeRecord | None], str | None]], away: int, log_size: int
+    start: Fleet, steps: list[Change], away: int, log_size: int
 ) -> None:
     state, log = MeshState(start, NOW), RevisionLog(1, max_size=log_size)
     held = {node_id: netmap for node_id in start.nodes if (netmap := state.netmap(node_id))}
-    for revision, (nodes, text) in enumerate(steps, start=2):
-        change = Change(revision, nodes, None if text is None else PolicyRecord(revision, text))
-        log.add(revision, state.apply(change, NOW))
+    for revision, step in enumerate(steps, start=2):
+        log.add(revision, state.apply(numbered(step, revision), NOW))
         if revision <= away:
             held = {node_id: netmap for node_id in held if (netmap := state.netmap(node_id))}
-        for node_id in [node_id for node_id, record in nodes.items() if record is None]:
+        for node_id in [node_id for node_id, record in step.nodes.items() if record is None]:
             held.pop(node_id, None)  # a host that joins again has another id, and no map to continue
     for node_id, netmap in held.items():
         missed = log.since(node_id, netmap.revision)
@@ -140,24 +157,28 @@ def test_a_host_that_resumes_from_any_revision_in_the_log_has_a_fresh_snapshot(
 
 @settings(max_examples=200, deadline=None)
 @given(fleets(), changes())
-def test_only_maps_that_change_are_touched(start: Fleet, step: tuple[dict[str, NodeRecord | None], str | None]) -> None:
+def test_only_maps_that_change_are_touched(start: Fleet, step: Change) -> None:
     state = MeshState(start, NOW)
     before = {node_id: state.netmap(node_id) for node_id in start.nodes}
-    nodes, text = step
-    affected = state.apply(Change(2, nodes, None if text is None else PolicyRecord(2, text)), NOW)
+    affected = state.apply(numbered(step, 2), NOW)
     for node_id, old in before.items():
         new = state.netmap(node_id)
         if old is not None and new is not None:
             changed = old.model_copy(update={"revision": 2}) != new
             assert node_id in affected or not changed
-            if len(nodes) + (text is not None) == 1:
+            if objects(step) == 1:
                 assert changed or node_id not in affected
+
+
+def effective(among: Fleet) -> Document:
+    """What the document says together with the temporary grants that can be read beside it."""
+    return beside(parse(among.policy.text), among.grants.values())[0]
 
 
 @settings(max_examples=200, deadline=None)
 @given(fleets(), st.data())
 def test_both_hosts_together_let_pass_exactly_what_the_model_does(among: Fleet, data: st.DataObject) -> None:
-    state, document = MeshState(among, NOW), parse(among.policy.text)
+    state, document = MeshState(among, NOW), effective(among)
     members = {n.id: Member(n.name, n.tags, n.addresses) for n in among.nodes.values() if n.state == "active"}
     for a, b in itertools.permutations(members, 2):
         protocol, port = data.draw(
@@ -176,7 +197,7 @@ def test_both_hosts_together_let_pass_exactly_what_the_model_does(among: Fleet, 
 @settings(max_examples=200, deadline=None)
 @given(fleets())
 def test_a_host_has_exactly_the_peers_that_policy_connects_it_with(among: Fleet) -> None:
-    state, document = MeshState(among, NOW), parse(among.policy.text)
+    state, document = MeshState(among, NOW), effective(among)
     members = {n.id: Member(n.name, n.tags, n.addresses) for n in among.nodes.values() if n.state == "active"}
 
     def connected(a: Member, b: Member) -> bool:

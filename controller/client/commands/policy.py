@@ -217,7 +217,7 @@ def explain(
             (
                 (f"{found.source.name} -> {found.destination.name} {found.flow}", verdict),
                 ("policy", policy),
-                *((f"grant {grant.id}", _grant(grant)) for grant in found.grants),
+                *(_grant(grant) for grant in found.grants),
                 (f"at {found.source.name}, going out", _in_force(found.source)),
                 (f"at {found.destination.name}, coming in", _in_force(found.destination)),
             )
@@ -226,9 +226,13 @@ def explain(
         raise typer.Exit(1)
 
 
-def _grant(grant: ExplainedGrant) -> str:
+def _grant(grant: ExplainedGrant) -> tuple[str, str]:
+    """What it is called, and where it stands: in the document, or with whom who made it."""
     until = f", until {when(grant.expires)}" if grant.expires else ""
-    return f"line {grant.line}, column {grant.column}{until}{': ' if grant.note else ''}{plain(grant.note)}"
+    note = f"{': ' if grant.note else ''}{plain(grant.note)}"
+    if grant.line is None:
+        return f"temporary grant {grant.id}", f"by {plain(grant.actor or 'unknown')}{until}{note}"
+    return f"grant {grant.id}", f"line {grant.line}, column {grant.column}{until}{note}"
 
 
 def _in_force(host: ExplainedHost) -> str:
