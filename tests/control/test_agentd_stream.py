@@ -103,7 +103,7 @@ async def connected(state: StateDir) -> AsyncIterator[Agent]:
         node,
         applier,
         lambda: HostReport(agent_version="test", public_key=key.public, endpoints=tuple(endpoints)),
-        lambda since: reports(denied, since, 0),
+        denied=lambda since: reports(denied, since, 0),
     )
     controls.append(control)
     tasks = [asyncio.create_task(applier.run()), asyncio.create_task(control.run())]
