@@ -77,6 +77,15 @@ class Guarded(OnHost):
                     self.sender.machine.batch(f"address add {address}/{length} dev eth0")
                     self.host.machine.batch(self._neighbour(self.sender, address, LINK.name))
 
+    def has(self, *addresses: str) -> None:
+        """Give the guarded host more addresses on the mesh link, so that its table alone decides what reaches them."""
+        for address in addresses:
+            length = 128 if ":" in address else 32
+            nodad = " nodad" if ":" in address else ""
+            # Deprecated, as agentd's held addresses are.
+            self.host.machine.batch(f"address replace {address}/{length} dev {LINK.name} preferred_lft 0{nodad}")
+            self.sender.machine.batch(self._neighbour(self.host, address, "eth0"))
+
     def counters(self) -> dict[str, int]:
         """Packets by counter name."""
         listed = json.loads(self.host.run("nft", "-j", "list", "counters", "table", "inet", LINK.table).stdout)

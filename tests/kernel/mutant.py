@@ -23,11 +23,12 @@ _PER_NAME: Final = {"from", "to", "grant"}  # chains of which there is one for e
 
 def kind(chain: str, rule: str) -> str:
     """What stays the same when names, ports and times change. Single ports and ranges are one rule in meaning."""
+    chain, at, _service = chain.partition("_at_")
     first = chain.partition("/")[0]
     text = re.sub(r"meta l4proto \. th (sport|dport)|(?:tcp|udp) (sport|dport)", r"ports \1\2", rule)
     text = re.sub(r"@(in|out|from|to)[^\s]*", r"@\1", text)
     text = re.sub(r"grant/[^\s\"]+", "grant", re.sub(r"time < \d+", "time < T", text))
-    return f"{first if first in _PER_NAME else chain}: {text}"
+    return f"{first if first in _PER_NAME else chain}{' of a service' if at else ''}: {text}"
 
 
 def kinds(ruleset: Ruleset) -> list[str]:

@@ -1,7 +1,7 @@
 """Every rule of the table is needed: without any one kind of them, a test of the firewall fails.
 
 Each mutant takes seconds, so a regular run tries a few, another few each time; WARDMESH_MUTANTS=all tries all of them,
-and WARDMESH_SEED repeats a choice.
+any other text those with it in their names, and WARDMESH_SEED repeats a choice.
 """
 
 import os
@@ -16,18 +16,19 @@ import pytest
 
 from agentd.kernel.ruleset import compile_ruleset
 from agentd.model import LinkSettings
+from controller.wire.netmap import AddressSet
 from tests.kernel.maps import Member, allow, netmap
 from tests.kernel.mutant import kinds, without
 
 pytestmark = [pytest.mark.host_kernel, pytest.mark.fresh_input]
 
 REGULAR: Final = 2
-FILES: Final = ("test_firewall_packets.py", "test_firewall.py")
+FILES: Final = ("test_firewall_packets.py", "test_firewall.py", "test_firewall_services.py")
 HERE: Final = Path(__file__).parent
 
 
 def every_kind() -> list[str]:
-    """The kinds of rules of a table that has all of them: single ports, ranges, ICMP, a grant that ends."""
+    """The kinds of rules of a table that has all of them: single ports, ranges, ICMP, a grant that ends, a service."""
     rules = [
         allow(direction, protocol, *ports, expires=expires)
         for direction in ("in", "out")
@@ -35,13 +36,17 @@ def every_kind() -> list[str]:
         for expires in (None, int(time.time()) + 3600)
     ]
     rules.append(allow("in", "tcp", 7, grant="ends", expires=int(time.time()) + 3600))
-    return kinds(compile_ruleset(netmap(Member(1), Member(2), rules=rules), LinkSettings(), time.time()))
+    rules += [allow("in", protocol, local=["svc:x"]) for protocol in ("tcp", "udp", "icmp")]
+    wanted = netmap(Member(1), Member(2), rules=rules)
+    service = AddressSet(name="svc:x", addresses=frozenset({"100.64.50.1", "fd77:7761:7264::50:1"}))
+    wanted = wanted.model_copy(update={"sets": wanted.sets | {"svc:x": service}})
+    return kinds(compile_ruleset(wanted, LinkSettings(), time.time()))
 
 
 def chosen() -> list[str]:
     found = every_kind()
-    if os.environ.get("WARDMESH_MUTANTS") == "all":
-        return found
+    if (wanted := os.environ.get("WARDMESH_MUTANTS")) is not None:
+        return [one for one in found if wanted == "all" or wanted in one]
     seed = int(os.environ.get("WARDMESH_SEED", random.randrange(1 << 32)))
     print(f"WARDMESH_SEED={seed}")
     return random.Random(seed).sample(found, REGULAR)

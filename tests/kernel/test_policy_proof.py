@@ -8,6 +8,7 @@ WARDMESH_PACKETS sets how many packets are sent, WARDMESH_SEED repeats a run.
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -19,9 +20,10 @@ from controller.policy import Document, parse
 from controller.policy.model import Member as Node
 from controller.policy.model import Packet, may_pass
 from controller.records import Fleet, NodeRecord, PolicyRecord
-from controller.wire.netmap import AddressSet, Netmap
+from controller.wire.netmap import AddressSet, Netmap, Rule
+from controller.wire.rules import Flow, allowing
 from tests.kernel.guarded import GUARDED, Guarded
-from tests.kernel.maps import MESH, Member
+from tests.kernel.maps import MESH, Member, allow
 from tests.kernel.traffic import BEACON, BEACON_RULE, ODD, Probe, verdicts
 
 pytestmark = [pytest.mark.host_kernel, pytest.mark.fresh_input]
@@ -32,6 +34,14 @@ OTHERS: Final = [Member(number) for number in range(2, 9)]
 STRANGERS: Final = ["100.64.77.7", "fd77:7761:7264::7:7", "198.51.100.7", "2001:db8::7"]  # no node's
 TAGS: Final = ["tag:a", "tag:b", "tag:c", "tag:d"]
 PORTS: Final = [1, 22, 53, 80, 443, 444, 8000, 8001, 65535]
+
+
+SERVED: Final = {  # the guarded host may serve these; an address is held or not
+    "svc:one": ("100.64.50.1", "fd77:7761:7264::50:1"),
+    "svc:two": ("100.64.50.2", "fd77:7761:7264::50:2"),
+    "svc:off": ("100.64.50.3", "fd77:7761:7264::50:3"),
+}
+CALLED: Final = {"svc:far": ("100.64.60.1", "fd77:7761:7264::60:1")}  # one of the others serves it
 
 
 def random_fleet(rng: random.Random, text: str) -> Fleet:
@@ -91,6 +101,40 @@ def map_of_the_guarded(fleet: Fleet, now: float) -> Netmap:
     )
 
 
+def with_services(rng: random.Random, plain: Netmap, now: int) -> Netmap:
+    """The map with services: which the host holds, who may reach them, and what it may reach itself."""
+    callers = {
+        f"tag:callers{number}": frozenset(
+            address for member in rng.sample(OTHERS, rng.randint(0, 6)) for address in (member.address, member.address6)
+        )
+        for number in range(3)
+    }
+    services = {name: frozenset(addresses) for name, addresses in (SERVED | CALLED).items()}
+    sets = {name: AddressSet(name=name, addresses=addresses) for name, addresses in (callers | services).items()}
+    held = [address for addresses in SERVED.values() for address in addresses if rng.random() < 0.7]
+    rules = [random_rule(rng, f"service{number}", list(callers), now) for number in range(rng.randint(1, 16))]
+    node = plain.node.model_copy(update={"held": tuple(held)})
+    return plain.model_copy(
+        update={"node": node, "sets": plain.sets | sets, "rules": plain.rules | {rule.id: rule for rule in rules}}
+    )
+
+
+def random_rule(rng: random.Random, grant: str, callers: list[str], now: int) -> Rule:
+    outward = rng.random() < 0.2
+    protocol = rng.choice(["tcp", "tcp", "udp", "icmp"])
+    low, high = sorted(rng.choices(PORTS, k=2))
+    ports: list[int | tuple[int, int]] = [rng.choice(PORTS), (low, high)][: rng.randint(1, 2)]
+    return allow(
+        "out" if outward else "in",
+        protocol,
+        *(ports if protocol != "icmp" else []),
+        peers=list(CALLED) if outward else rng.sample(callers, rng.randint(1, 2)),
+        grant=grant,
+        expires=rng.choice([None, None, now - 5, now + 3600]),
+        local=() if outward else rng.sample(list(SERVED), rng.randint(1, 2)),
+    )
+
+
 def random_probe(rng: random.Random) -> Probe:
     inward = rng.random() < 0.6
     protocol = rng.choice(["tcp", "udp", "icmp"]) if rng.random() < 0.85 else rng.choice(list(ODD))
@@ -99,11 +143,23 @@ def random_probe(rng: random.Random) -> Probe:
     if inward and rng.random() < 0.1:
         peer = rng.choice([one for one in STRANGERS if protocol != "hopopt" or ":" in one])
     port = None if protocol == "icmp" else rng.choice(PORTS)
+    local = None
+    if rng.random() < 0.4:  # to a service of the guarded host, or from it, which should be nobody's doing
+        local = rng.choice([one for addresses in SERVED.values() for one in addresses if (":" in one) == (":" in peer)])
+    elif not inward and rng.random() < 0.2:
+        peer = CALLED["svc:far"][":" in peer]
     fragmented = protocol == "udp" and inward and ":" not in peer and rng.random() < 0.3
-    return Probe(inward, peer, protocol, port, fragmented)
+    return Probe(inward, peer, protocol, port, fragmented, local)
 
 
-def expected(document: Document, nodes: list[Node], probe: Probe, now: float) -> bool:
+def expected(document: Document, nodes: list[Node], wanted: Netmap, probe: Probe, now: float) -> bool:
+    """What the document says of hosts' own addresses, and the meaning of the rules of services' addresses."""
+    if probe.local is not None or probe.peer in CALLED["svc:far"]:
+        if probe.protocol in ODD:
+            return False
+        direction = "in" if probe.inward else "out"
+        flow = {"direction": direction, "peer": probe.peer, "protocol": probe.protocol, "port": probe.port}
+        return bool(allowing(wanted, Flow.model_validate(flow | {"local": probe.local}), now))
     own = GUARDED.address6 if probe.six else GUARDED.address
     source, destination = (probe.peer, own) if probe.inward else (own, probe.peer)
     return may_pass(document, nodes, Packet(source, destination, probe.protocol, probe.port), now)
@@ -121,18 +177,21 @@ def test_the_kernel_decides_as_the_document_says(guarded: Guarded) -> None:
     seed = int(os.environ.get("WARDMESH_SEED", random.randrange(1 << 32)))
     print(f"WARDMESH_SEED={seed} WARDMESH_PACKETS={PACKETS}")
     rng, now = random.Random(seed), int(time.time())
-    guarded.sends_as(*OTHERS, BEACON)
-    passed = denied = 0
+    guarded.sends_as(*OTHERS, BEACON, Member(0, address=CALLED["svc:far"][0], address6=CALLED["svc:far"][1]))
+    guarded.has(*(address for addresses in SERVED.values() for address in addresses))
+    verdicts_of: Counter[tuple[bool, bool]] = Counter()  # by whether it was for a service, and passed
     for text, fleet, probes in rounds(rng, now):
         document = parse(text)
         nodes = [Node(node.name, node.tags, node.addresses) for node in fleet.nodes.values() if node.state == "active"]
-        guarded.apply(map_of_the_guarded(fleet, now), now)
+        wanted = with_services(rng, map_of_the_guarded(fleet, now), now)
+        guarded.apply(wanted, now)
         for probe, verdict in zip(probes, verdicts(guarded, probes), strict=True):
-            assert verdict == expected(document, nodes, probe, now), f"WARDMESH_SEED={seed} {probe}\n{text}"
-            passed, denied = passed + verdict, denied + (not verdict)
-    assert passed + denied == PACKETS
+            agreed = verdict == expected(document, nodes, wanted, probe, now)
+            assert agreed, f"WARDMESH_SEED={seed} {probe} passed: {verdict}\n{text}\n{wanted.model_dump_json()}"
+            verdicts_of[probe.local is not None, verdict] += 1
+    assert verdicts_of.total() == PACKETS
     # A run in which nothing passes, or everything, would prove nothing.
-    assert min(passed, denied) > PACKETS // 20
+    assert min(verdicts_of[service, passed] for service in (True, False) for passed in (True, False)) > PACKETS // 60
 
 
 def test_every_probe_arrives_where_there_is_no_table(guarded: Guarded) -> None:

@@ -40,13 +40,17 @@ _ICMP: Final = (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)
 
 @dataclass(frozen=True)
 class Probe:
-    """One packet between the guarded host and `peer`, an address; `fragmented` for UDP over IPv4 alone."""
+    """One packet between the guarded host and `peer`, an address; `fragmented` for UDP over IPv4 alone.
+
+    `local`: the guarded host's address, if not its own; of the same family.
+    """
 
     inward: bool
     peer: str
     protocol: str
     port: int | None = None
     fragmented: bool = False
+    local: str | None = None
 
     @property
     def six(self) -> bool:
@@ -91,7 +95,7 @@ class _Lines:
 
     def send(self, number: int, probe: Probe) -> bool:
         """Put the packet on its way; False when the host refused to let it out."""
-        own = self._own[probe.six]
+        own = probe.local or self._own[probe.six]
         source, destination = (probe.peer, own) if probe.inward else (own, probe.peer)
         try:
             for packet in _packets(number, probe, source, destination):
