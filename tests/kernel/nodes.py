@@ -19,7 +19,7 @@ from controller.wire.netmap import Netmap, Rule
 from tests.kernel.maps import Member, netmap
 from tests.lab import Host, Lab
 
-__all__ = ["BACKENDS", "Node", "OnHost", "listening", "pair"]
+__all__ = ["BACKENDS", "Node", "OnHost", "listening", "on_one_switch", "pair"]
 
 T = TypeVar("T")
 # The userspace backend runs on any kernel; the other only where the kernel has WireGuard.
@@ -143,18 +143,24 @@ class Node(OnHost):
 @contextmanager
 def pair(backend: str, *, over: int = 4, **settings: Any) -> Iterator[tuple[Node, Node]]:
     """Two nodes on one switch that may do everything with each other, over IPv4 or IPv6 outside."""
+    with on_one_switch(backend, "ab", over=over, **settings) as (left, right):
+        left.meet(right)
+        right.meet(left)
+        yield left, right
+
+
+@contextmanager
+def on_one_switch(backend: str, names: Iterable[str], *, over: int = 4, **settings: Any) -> Iterator[list[Node]]:
+    """Nodes on one switch, numbered from 1, without a map yet."""
     with Lab() as lab:
         switch = lab.switch("net")
         nodes: list[Node] = []
         try:
-            for number, name in enumerate("ab", 1):
+            for number, name in enumerate(names, 1):
                 host = lab.host(name, switch)
                 place = f"{host.address}:51820" if over == 4 else f"[{host.address6}]:51820"
                 nodes.append(Node(host, number, backend, endpoint=place, **settings))
-            left, right = nodes
-            left.meet(right)
-            right.meet(left)
-            yield left, right
+            yield nodes
         finally:
             for node in nodes:
                 node.end()

@@ -1,5 +1,6 @@
 """Links, addresses and routes, as the system's own tools see them afterwards. Needs no WireGuard."""
 
+import json
 import socket
 from collections.abc import Iterator
 
@@ -82,6 +83,14 @@ def test_a_held_address_is_deprecated_usable_at_once_and_can_become_an_own_one(h
     links.add_address(LINK, ADDRESS)
     links.add_address(LINK, ADDRESS6)
     assert links.addresses(links.index(LINK)) == ({ADDRESS, ADDRESS6}, set())
+
+
+def test_nothing_is_said_from_a_held_address_although_it_would_be_the_nearest(host: Host, links: Links) -> None:
+    links.add_address(LINK, ADDRESS6)
+    links.add_address(LINK, Network.host("2001:db8:77::9"), held=True)
+    host.run("ip", "route", "add", "2001:db8:77::/64", "dev", LINK)
+    (route,) = json.loads(host.run("ip", "-j", "route", "get", "2001:db8:77::1").stdout)
+    assert route["prefsrc"] == ADDRESS6.address
 
 
 def test_routes_carry_our_protocol_and_the_source(host: Host, links: Links) -> None:
