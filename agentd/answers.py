@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import assert_never
 
+from controller.wire.asking import MOST_COUNTED, Ask
+from controller.wire.asking import Answer as Told
 from controller.wire.netmap import Netmap, Peer, SelfNode
 
 from .apply import Applier
@@ -48,7 +50,7 @@ from .local_api import (
     WhoisRequest,
 )
 from .local_server import Handed, Subscription
-from .model import KernelError, Observed
+from .model import Counted, KernelError, Observed
 from .netmap import whois
 from .reconcile import Reconciler
 from .records import RecordsPost
@@ -58,7 +60,7 @@ from .session import Phase
 from .state import NodeFile, StateDir
 from .tunnel_key import TunnelKey
 
-__all__ = ["Parts", "answer"]
+__all__ = ["Parts", "answer", "tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,24 @@ async def _answer(
                 assert_never(request)
     except KernelError as error:
         raise AgentError(str(error)) from error
+
+
+async def tell(parts: Parts, question: Ask) -> Told:
+    """Answer the controller; what the kernel refuses is said in the answer."""
+    revision = parts.applier.in_force.revision if parts.applier.in_force else None
+    try:
+        judged = tuple(await parts.kernel.judge(question.flows)) if question.flows else ()
+        counted = await parts.kernel.count() if question.counters else Counted({}, {})
+    except KernelError as error:
+        return Told(id=question.id, revision=revision, error=str(error)[:1000])
+    most = sorted(counted.accepted.items(), key=lambda item: -item[1])[:MOST_COUNTED]
+    return Told(
+        id=question.id,
+        revision=revision,
+        judged=judged,
+        accepted={grant: packets for grant, packets in most if packets},
+        denied={where: packets for where, packets in counted.denied.items() if packets},
+    )
 
 
 async def _act(parts: Parts, request: RecordsRequest | RotateKeyRequest | LeaveRequest) -> Answer:

@@ -27,6 +27,7 @@ from controller.wire.stream import (
     SERVING_INTERVAL,
     STREAM_PATH,
     Applied,
+    Ask,
     Bye,
     DeltaFrame,
     Drift,
@@ -40,6 +41,7 @@ from controller.wire.stream import (
 )
 
 from .apply import Applier, Outcome
+from .asked import Asked
 from .denied_report import DenialReport
 from .errors import AgentError, ControllerError, StateError
 from .explain import unreachable
@@ -100,12 +102,13 @@ class Control:
         report: Callable[[], HostReport],
         *,
         denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
+        asked: Asked,
         records: RecordsPost | None = None,
         serving: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
         """`denied` tells what was denied since a minute, oldest first; `serving`, why a service cannot answer.
 
-        `records` uses the stream while it stands.
+        `asked` and `records` use the stream while it stands.
         """
         self._state = state
         self._node = node
@@ -115,6 +118,7 @@ class Control:
         self._records = records or RecordsPost()
         self._serving = serving
         self._serving_changed = asyncio.Event()
+        self._asked = asked
         self._denied_more = asyncio.Event()
         self._drift: str | None = None
         self._drifted = asyncio.Event()
@@ -277,9 +281,10 @@ class Control:
         ]
         try:
             event = Event.MAP
-            with self._records.connected(self._send):
-                while event is Event.MAP:
-                    event = await self._receive()
+            async with self._asked.connected(self._send):
+                with self._records.connected(self._send):
+                    while event is Event.MAP:
+                        event = await self._receive()
         except (ConnectionClosed, OSError) as error:
             return self._connection_failed(error)
         finally:
@@ -302,9 +307,12 @@ class Control:
             except ValidationError as error:
                 self._fail(f"the controller sent a frame that this agentd cannot read: {error.errors()[0]['msg']}")
                 return Event.GAP
-            if not isinstance(frame, Recorded):
+            if isinstance(frame, Recorded):
+                self._records.recorded(frame)
+            elif isinstance(frame, Ask):
+                self._asked.heard(frame)
+            else:
                 break
-            self._records.recorded(frame)
         if isinstance(frame, Bye):
             self._fail(f"the controller closed the connection ({frame.reason}): {frame.detail}")
             return _BYE[frame.reason]

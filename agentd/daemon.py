@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from controller.wire.stream import HostReport
 
-from .answers import Parts, answer
+from .answers import Parts, answer, tell
 from .apply import Applier, Outcome
+from .asked import Asked
 from .config import Config
 from .control import Control
 from .denied import DeniedLog, Flow
@@ -148,6 +149,7 @@ class _Daemon:
             self._report,
             denied=lambda since: reports(self._denied, since, time.time()),
             serving=self._serving.health,
+            asked=Asked(lambda question: tell(self._parts, question)),
             records=self._records,
         )
         notices += self._hear_denied()

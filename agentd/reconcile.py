@@ -15,15 +15,18 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from controller.wire.asking import Judged
 from controller.wire.netmap import Netmap
+from controller.wire.rules import Flow
 
-from .denied import Flow
+from .denied import Flow as DeniedFlow
 from .kernel.denials import DenialLog
 from .kernel.device import Device
 from .kernel.errors import refused
 from .kernel.events import Hint, Watch
 from .kernel.firewall import Firewall
 from .kernel.hiding import hiding
+from .kernel.judging import Judge
 from .kernel.links import Links
 from .kernel.readback import Readback
 from .kernel.recompile import Recompiler
@@ -107,7 +110,7 @@ class Reconciler:
             self._opened.close()
             self._opened = None
 
-    def hear_denied(self, heard: Callable[[Flow], None]) -> None:
+    def hear_denied(self, heard: Callable[[DeniedFlow], None]) -> None:
         """From now on, call `heard` for each denied packet that the table logs. Raises KernelError."""
         self._denials = DenialLog(heard)
 
@@ -141,6 +144,15 @@ class Reconciler:
         readback, netmap = self._open.readback, self._netmap
         listing = await readback.listing()
         return hiding(listing, readback, netmap, self._settings, time.time())
+
+    async def judge(self, flows: Iterable[Flow]) -> list[Judged]:
+        """What the tables in the kernel do with these flows now. Raises KernelError."""
+        readback, netmap = self._open.readback, self._netmap
+        if netmap is None:
+            raise KernelError("no map is in force on this host yet")
+        listing, now = await readback.listing(), time.time()
+        judge = Judge(listing, readback, self._settings, netmap, now)
+        return [judge.judge(flow) for flow in flows]
 
     async def plan(self, netmap: Netmap) -> tuple[Operation, ...]:
         """What `apply` would do now. Raises KernelError."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
+from controller.asking import Questions
 from controller.calls import CallBook
 from controller.clock import Clock
 from controller.denials import DenialBook
@@ -47,6 +48,7 @@ class Context:
     now: Clock
     drifts: Drifts
     calls: CallBook
+    questions: Questions
     denials: DenialBook = field(default_factory=DenialBook)
     metrics: Metrics = field(default_factory=Metrics)
 

@@ -1,24 +1,32 @@
 """Why a flow passes or not: the grants that allow it, by the document, and what each of its two hosts has of them.
 
-The answer comes from the mesh in memory, where the document and the maps are of the same moment; no SQL here.
+The answer comes from the mesh in memory, where the document and the maps are of the same moment, and from the hosts'
+kernels, which are asked; a host that does not answer in time is no error. No SQL here.
 """
 
 from datetime import UTC, datetime
+from typing import Final
 
+from controller.asking import Questions
 from controller.mesh.hub import Hub
 from controller.policy.document import Grant
 from controller.policy.model import Member, allowing_grants
 from controller.policy.ports import parse_ports
 from controller.problems import Kind, Refused
 from controller.records import NodeRecord
+from controller.wire.asking import Answer
 from controller.wire.netmap import Protocol
-from controller.wire.rest import ExplainedGrant, ExplainedHost, Explanation
+from controller.wire.rest import ExplainedGrant, ExplainedHost, Explanation, KernelVerdict
 from controller.wire.rules import Flow, allowing
 
 __all__ = ["explain"]
 
+_FAVOUR: Final = {False: 0, None: 1, True: 2}
 
-def explain(hub: Hub, source: str, destination: str, flow: str, now: datetime) -> Explanation:
+
+async def explain(
+    hub: Hub, questions: Questions, *, source: str, destination: str, flow: str, now: datetime
+) -> Explanation:
     """May `source` open `flow` (`tcp:443`, `udp:53`, `icmp`) to `destination`? Nodes by name or id.
 
     Raises Refused: NOT_FOUND for a node that does not exist, INVALID for a port that does not, or one node twice.
@@ -33,13 +41,20 @@ def explain(hub: Hub, source: str, destination: str, flow: str, now: datetime) -
         grants = allowing_grants(document, _member(one), _member(other), protocol, port, now=now.timestamp())
     outward = [Flow(direction="out", peer=address, protocol=protocol, port=port) for address in other.addresses]
     inward = [Flow(direction="in", peer=address, protocol=protocol, port=port) for address in one.addresses]
-    return Explanation(
+    found = Explanation(
         source=_host(hub, one, outward, now),
         destination=_host(hub, other, inward, now),
         flow=flow,
         allowed=bool(grants),
         grants=tuple(_explained(hub, grant) for grant in grants),
         policy_revision=revision,
+    )
+    told = await questions.ask({node.id: flows for node, flows in ((one, outward), (other, inward)) if flows})
+    return found.model_copy(
+        update={
+            "source": _with_kernel(found.source, told.get(one.id)),
+            "destination": _with_kernel(found.destination, told.get(other.id)),
+        }
     )
 
 
@@ -76,6 +91,18 @@ def _host(hub: Hub, host: NodeRecord, flows: list[Flow], now: datetime) -> Expla
         allows=netmap is not None and bool(flows) and all(allowing(netmap, flow, now.timestamp()) for flow in flows),
         error=presence.error,
     )
+
+
+def _with_kernel(host: ExplainedHost, told: Answer | None) -> ExplainedHost:
+    return host if told is None else host.model_copy(update={"kernel": _verdict(told)})
+
+
+def _verdict(told: Answer) -> KernelVerdict:
+    """One verdict of those on each pair of addresses: the least favourable."""
+    if told.error is not None or not told.judged:
+        return KernelVerdict(passes=None, revision=told.revision, why=told.error or "the host judged nothing")
+    worst = min(told.judged, key=lambda judged: _FAVOUR[judged.passes])
+    return KernelVerdict(passes=worst.passes, revision=told.revision, grant=worst.grant, why=worst.why)
 
 
 def _explained(hub: Hub, grant: Grant) -> ExplainedGrant:

@@ -17,6 +17,7 @@ import uvicorn
 
 from controller.admission import Admission
 from controller.app import build
+from controller.asking import Questions
 from controller.bootstrap import Foundation, lay, open_store
 from controller.calls import CallBook
 from controller.clock import Clock, utc_now
@@ -121,6 +122,7 @@ async def _wire(
         now=now,
         drifts=Drifts(store),
         calls=CallBook(store, settings.calls_kept, now),
+        questions=Questions(hub),
     )
 
 

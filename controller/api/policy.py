@@ -8,9 +8,18 @@ from controller.api.access import ACCESS, Admin, Ctx, Reader
 from controller.api.editing import EDITING, Expected, etag
 from controller.api.errors import problems
 from controller.api.paging import PAGING, Cursor, by_number, page
+from controller.counters import counters
 from controller.explain import explain
 from controller.problems import Kind
-from controller.wire.rest import Explanation, Page, PolicyDifference, PolicyDocument, PolicyReport, PolicyWrite
+from controller.wire.rest import (
+    Explanation,
+    Page,
+    PolicyCounters,
+    PolicyDifference,
+    PolicyDocument,
+    PolicyReport,
+    PolicyWrite,
+)
 
 __all__ = ["router"]
 
@@ -99,4 +108,22 @@ async def explain_policy(
     ctx: Ctx, _: Reader, source: Annotated[_Host, Query(alias="from")], to: _Host, port: _Flow
 ) -> Explanation:
     """GET /policy/explain."""
-    return explain(ctx.hub, source, to, port, ctx.now())
+    return await explain(ctx.hub, ctx.questions, source=source, destination=to, flow=port, now=ctx.now())
+
+
+@router.get(
+    "/policy/counters",
+    summary="Packets accepted by grant and denied by host",
+    description="Asked of the kernels of the hosts that are online, within two seconds; each counts since it last wrote"
+    " its table whole.",
+    responses=problems(*ACCESS, Kind.NOT_FOUND),
+)
+async def count_policy(
+    ctx: Ctx,
+    _: Reader,
+    node: Annotated[
+        str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="only this host, by name or id")
+    ] = None,
+) -> PolicyCounters:
+    """GET /policy/counters."""
+    return await counters(ctx.hub, ctx.questions, node)

@@ -27,6 +27,7 @@ from controller.wire.netmap import NodeId
 from controller.wire.stream import (
     PROTOCOL,
     AgentFrame,
+    Answer,
     Applied,
     Bye,
     Calls,
@@ -161,6 +162,8 @@ class _Session:
                 self._hub.applied(connection, frame)
             elif isinstance(frame, Denials):
                 self._context.denials.heard(self._node_id, frame.minute, frame.denials)
+            elif isinstance(frame, Answer):
+                self._context.questions.answered(self._node_id, frame)
             elif isinstance(frame, Drift):
                 await self._drifted(frame)
             elif isinstance(frame, Calls):

@@ -32,6 +32,7 @@ from controller.wire.rest import (
     NodePatch,
     Page,
     PeerConfig,
+    PolicyCounters,
     PolicyDifference,
     PolicyDocument,
     PolicyReport,
@@ -201,6 +202,11 @@ class RestClient:
         """GET /policy/explain. Nodes by name or id; `port` is `tcp:443`, `udp:53` or `icmp`."""
         params = {"from": source, "to": destination, "port": port}
         return self._read(Explanation, self._send("GET", "policy/explain", params=params))
+
+    def policy_counters(self, *, node: str | None = None) -> PolicyCounters:
+        """GET /policy/counters. `node` by name or id; None for all that are online."""
+        params = {"node": node} if node is not None else {}
+        return self._read(PolicyCounters, self._send("GET", "policy/counters", params=params))
 
     # Audit
 

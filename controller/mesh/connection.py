@@ -7,12 +7,13 @@ Knows no WebSocket: it is given a coroutine that sends a frame.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from controller.wire.base import Revision
 from controller.wire.netmap import Delta, Netmap, NodeId
-from controller.wire.stream import Bye, ControllerFrame, DeltaFrame, Recorded, Snapshot
+from controller.wire.stream import Ask, Bye, ControllerFrame, DeltaFrame, Recorded, Snapshot
 
 from .dirty import Dirty, merged
 
@@ -21,6 +22,7 @@ __all__ = ["Connection", "Maps"]
 # Names of objects that wait for a slow agent; beyond that, a snapshot is no larger than the delta.
 MAX_PENDING: Final = 20_000
 _MERGE_AT: Final = 64
+MAX_ASKS: Final = 64  # questions that wait for a slow agent
 
 
 class Maps(Protocol):
@@ -48,6 +50,7 @@ class Connection:
         self._whole = pending is None
         self._in_flight = False
         self._recorded: dict[str, Recorded] = {}  # by spool; the latest word is enough
+        self._asks: deque[Ask] = deque(maxlen=MAX_ASKS)
         self._bye: Bye | None = None
         self._wake = asyncio.Event()
         self._wake.set()
@@ -61,6 +64,11 @@ class Connection:
     def recorded(self, frame: Recorded) -> None:
         """Tell the host that its records are kept."""
         self._recorded[frame.spool] = frame
+        self._wake.set()
+
+    def ask(self, question: Ask) -> None:
+        """Ask the host; of too many questions that wait, the oldest are forgotten, as their askers have given up."""
+        self._asks.append(question)
         self._wake.set()
 
     def push(self, dirty: Dirty) -> None:
@@ -111,8 +119,8 @@ class Connection:
         finally:
             self.finished.set()
 
-    def _sent(self, frame: Snapshot | DeltaFrame | Recorded) -> None:
-        if not isinstance(frame, Recorded):
+    def _sent(self, frame: Snapshot | DeltaFrame | Recorded | Ask) -> None:
+        if isinstance(frame, Snapshot | DeltaFrame):
             self.told = frame.netmap.revision if isinstance(frame, Snapshot) else frame.delta.revision
             self._in_flight = False
 
@@ -120,6 +128,8 @@ class Connection:
         if self._bye is not None:
             return self._bye
         if not self._due:
+            if self._asks:
+                return self._asks.popleft()
             return self._recorded.pop(next(iter(self._recorded))) if self._recorded else None
         self._due = False
         self._in_flight = True

@@ -17,7 +17,7 @@ from controller.policy import Document
 from controller.records import Change, Fleet, NodeRecord, TemporaryGrant
 from controller.wire.base import Revision
 from controller.wire.netmap import Netmap, NodeId
-from controller.wire.stream import Applied, Bye, Hello, HostReport
+from controller.wire.stream import Applied, Ask, Bye, Hello, HostReport
 
 from .connection import Connection
 from .dirty import Affected
@@ -132,6 +132,18 @@ class Hub:
         in_force = connection.in_force
         behind = connection.is_waiting or in_force is None or in_force < concerned
         return replace(presence, online=True, behind=behind)
+
+    def online(self) -> list[NodeRecord]:
+        """The nodes whose agents are connected now."""
+        records = map(self._loaded().record, self._connections)
+        return [record for record in records if record is not None]
+
+    def ask(self, node_id: NodeId, question: Ask) -> bool:
+        """Send a question to a host; False when it is not connected."""
+        connection = self._connections.get(node_id)
+        if connection is not None:
+            connection.ask(question)
+        return connection is not None
 
     async def close(self) -> None:
         """Say goodbye to every agent, and give them a few seconds to read it."""

@@ -19,19 +19,23 @@ __all__ = [
     "AdminTokenCreate",
     "AdminTokenCreated",
     "AuditEntry",
+    "DeniedCount",
     "EnrolmentKey",
     "EnrolmentKeyCreate",
     "EnrolmentKeyCreated",
     "ExplainedGrant",
     "ExplainedHost",
     "Explanation",
+    "GrantCount",
     "Health",
+    "KernelVerdict",
     "MeshStatus",
     "Node",
     "NodePatch",
     "NodeState",
     "Page",
     "PeerConfig",
+    "PolicyCounters",
     "PolicyDifference",
     "PolicyDocument",
     "PolicyFinding",
@@ -248,9 +252,23 @@ class ExplainedGrant(Message):
     actor: str | None = None
 
 
+class KernelVerdict(Message):
+    """What a host found in its kernel when it was asked a moment ago: all tables, ours and others', both ways.
+
+    `passes` None: it depends on another program's rule that cannot be read, or could not be told; `why` says so.
+    `grant`: by which our own table lets it pass.
+    """
+
+    passes: bool | None
+    revision: Revision | None = None
+    grant: str | None = None
+    why: str = ""
+
+
 class ExplainedHost(Message):
     """What one of the two hosts has. `allows` is by the map that the controller holds for it; `current` means that its
-    kernel has that map in force, and not an older one (`in_force`)."""
+    kernel has that map in force, and not an older one (`in_force`); `kernel` is what the host itself read back, None
+    when it gave no answer."""
 
     name: NodeName
     state: NodeState
@@ -259,6 +277,34 @@ class ExplainedHost(Message):
     current: bool
     allows: bool
     error: str | None = None
+    kernel: KernelVerdict | None = None
+
+
+class GrantCount(Message):
+    """Packets that hosts accepted by a grant, since each wrote its table whole."""
+
+    grant: str
+    accepted: int
+    hosts: dict[NodeName, int]
+
+
+class DeniedCount(Message):
+    """Packets that a host denied, by where: `in`, `out`, `forward`, `spoofed`, `leaked`."""
+
+    node: NodeName
+    denied: dict[str, int]
+
+
+class PolicyCounters(Message):
+    """GET /policy/counters: what the kernels of the hosts that are online have counted, read a moment ago.
+
+    `silent`: hosts that are online and gave no answer in time, so that their packets are not in the counts.
+    """
+
+    grants: tuple[GrantCount, ...]
+    denied: tuple[DeniedCount, ...]
+    asked: int
+    silent: tuple[NodeName, ...] = ()
 
 
 class Explanation(Message):

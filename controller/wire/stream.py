@@ -1,7 +1,8 @@
 """Frames of the agents' WebSocket, `wss://CONTROLLER/api/v1/stream`, as JSON text, one frame a message.
 
 The agent speaks first (`Hello`); the controller answers with `Snapshot`, or with `Delta` when it can resume, and then
-sends a `Delta` whenever the host's map changes. The agent answers each with `Applied` once its kernel has it.
+sends a `Delta` whenever the host's map changes. The agent answers each with `Applied` once its kernel has it, and an
+`Ask`, which comes after the first map at the earliest, with `Answer`.
 `Bye` comes before the controller closes the stream on purpose. Liveness is WebSocket ping and pong.
 """
 
@@ -10,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from .asking import Answer, Ask
 from .base import Endpoint, Message, PublicKey, Revision, Text
 from .call_records import Records, Sequence, SpoolId
 from .denials import MOST_DENIALS, Denial
@@ -18,7 +20,9 @@ from .netmap import Delta, Netmap
 
 __all__ = [
     "AgentFrame",
+    "Answer",
     "Applied",
+    "Ask",
     "Bye",
     "Calls",
     "ControllerFrame",
@@ -148,8 +152,10 @@ class Bye(Message):
     retry: bool = True
 
 
-AgentFrame = Annotated[Hello | Report | Applied | Denials | Drift | Serving | Calls, Field(discriminator="type")]
-ControllerFrame = Annotated[Snapshot | DeltaFrame | Recorded | Bye, Field(discriminator="type")]
+AgentFrame = Annotated[
+    Hello | Report | Applied | Denials | Drift | Serving | Calls | Answer, Field(discriminator="type")
+]
+ControllerFrame = Annotated[Snapshot | DeltaFrame | Recorded | Ask | Bye, Field(discriminator="type")]
 
 agent_frame: TypeAdapter[AgentFrame] = TypeAdapter(AgentFrame)
 controller_frame: TypeAdapter[ControllerFrame] = TypeAdapter(ControllerFrame)

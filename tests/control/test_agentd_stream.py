@@ -15,6 +15,7 @@ import pytest
 
 from agentd import control as control_module
 from agentd.apply import Applier
+from agentd.asked import Asked
 from agentd.config import Config
 from agentd.control import Control
 from agentd.denied import DeniedLog, Flow
@@ -27,6 +28,7 @@ from agentd.session import Phase
 from agentd.state import StateDir
 from controller.server import running
 from controller.settings import Listen, Settings
+from controller.wire.asking import Answer, Ask
 from controller.wire.netmap import Netmap
 from controller.wire.rest import EnrolmentKeyCreated
 from controller.wire.stream import HostReport
@@ -42,6 +44,9 @@ class Memory:
 
     applied: list[Netmap] = field(default_factory=list)
     refusal: str | None = None
+
+    async def answer(self, question: Ask) -> Answer:
+        return Answer(id=question.id, revision=self.applied[-1].revision, accepted={"grant": 7})
 
     async def apply(self, netmap: Netmap) -> Applied:
         if self.refusal:
@@ -104,6 +109,7 @@ async def connected(state: StateDir) -> AsyncIterator[Agent]:
         applier,
         lambda: HostReport(agent_version="test", public_key=key.public, endpoints=tuple(endpoints)),
         denied=lambda since: reports(denied, since, 0),
+        asked=Asked(kernel.answer),
     )
     controls.append(control)
     tasks = [asyncio.create_task(applier.run()), asyncio.create_task(control.run())]
@@ -391,3 +397,11 @@ async def test_what_somebody_changed_is_one_audit_entry_by_the_host(admin: Clien
     assert [(entry["actor"], entry["new"]) for entry in entries] == [
         (f"node:{node.node_id}", {"put_back": "write the table"})
     ]
+
+
+async def test_a_question_is_answered_on_the_stream(admin: Client, tmp_path: Path) -> None:
+    async with connected(await joined(admin, tmp_path, "host")) as agent:
+        await until(lambda: agent.standing is Phase.STREAMING and agent.kernel.applied)
+        for _ in range(2):
+            found = (await admin.get("/policy/counters")).json()
+            assert found["grants"] == [{"grant": "grant", "accepted": 7, "hosts": {"host": 7}}]

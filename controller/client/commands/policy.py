@@ -219,11 +219,51 @@ def explain(
                 ("policy", policy),
                 *(_grant(grant) for grant in found.grants),
                 (f"at {found.source.name}, going out", _in_force(found.source)),
+                (f"in {found.source.name}'s kernel", _in_kernel(found.source)),
                 (f"at {found.destination.name}, coming in", _in_force(found.destination)),
+                (f"in {found.destination.name}'s kernel", _in_kernel(found.destination)),
             )
         )
     if not found.allowed:
         raise typer.Exit(1)
+
+
+@app.command(epilog=examples("wardmesh policy counters", "wardmesh policy counters --node db1 --json"))
+def counters(
+    node: Annotated[str | None, typer.Option(metavar="NODE", help="Only this host: its name or id.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show the packets that hosts accepted by each grant, and denied, as their kernels have counted them until now.
+
+    Each host counts since its agentd last wrote the whole table, and both ends of a flow count it.
+    """
+    with connect() as controller:
+        found = controller.policy_counters(node=node)
+    if json:
+        print_json(found)
+        return
+    table(
+        ("GRANT", "ACCEPTED", "HOSTS"),
+        (
+            (plain(one.grant), str(one.accepted), " ".join(f"{name}:{count}" for name, count in one.hosts.items()))
+            for one in found.grants
+        ),
+        empty="No packet was accepted by any grant.",
+    )
+    if found.denied:
+        print_line("")
+        table(
+            ("HOST", "DENIED", "WHERE"),
+            (
+                (one.node, str(sum(one.denied.values())), " ".join(f"{k}:{n}" for k, n in sorted(one.denied.items())))
+                for one in found.denied
+            ),
+            empty="",
+        )
+    if found.silent:
+        note(f"Not counted, as they did not answer in time: {' '.join(found.silent)}.")
+    if not found.asked:
+        note("No host is online.")
 
 
 def _grant(grant: ExplainedGrant) -> tuple[str, str]:
@@ -247,6 +287,17 @@ def _in_force(host: ExplainedHost) -> str:
     if not host.online:
         return f"{verdict}, once it has the newest map; it is offline, with {had} in force{problem}"
     return f"{verdict}, once it has the newest map; it still has {had} in force{problem}"
+
+
+def _in_kernel(host: ExplainedHost) -> str:
+    """What the host read back from its kernel when it was asked."""
+    kernel = host.kernel
+    if kernel is None:
+        return "no answer" if host.online else "no answer: it is offline"
+    verdict = {True: "passes", False: "does not pass", None: "not known"}[kernel.passes]
+    by = f" by grant {plain(kernel.grant)}" if kernel.grant else ""
+    why = f": {plain(kernel.why)}" if kernel.why else ""
+    return f"{verdict}{by}{f' (revision {kernel.revision})' if kernel.revision is not None else ''}{why}"
 
 
 def _rolled_back(revision: int, before: PolicyDocument, after: PolicyDocument, pairs: int) -> str:

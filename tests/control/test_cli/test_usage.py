@@ -42,6 +42,7 @@ COMMANDS = [
     "policy diff",
     "policy history",
     "policy rollback",
+    "policy counters",
     "policy explain",
     "audit",
     "audit list",
