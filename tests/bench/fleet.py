@@ -1,0 +1,250 @@
+"""What thousands of agents cost one controller: fan-out of changes, snapshots, memory, their return after a restart.
+
+The agents are real WebSocket clients over TLS 1.3 with certificates of their own, in separate processes on the same
+machine; the controller is one process of the released command, on SQLite and on PostgreSQL.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import httpx
+import psutil
+
+from controller.server import running
+from controller.settings import Listen, Settings
+from tests.bench.agents.population import Identity, populate
+from tests.bench.agents.streams import Streams
+from tests.bench.figures import Bench
+from tests.control.databases import postgresql_bin, postgresql_cluster
+
+AGENTS: Final = 5000
+PROCESSES: Final = 4
+FEW: Final = 500  # agents of the smaller fleet that a change is compared with
+CHANGES: Final = 40
+LARGE_CHANGES: Final = 10
+SNAPSHOTS: Final = 7
+SERVE: Final = (sys.executable, "-c", "from controller.start import main; main()", "serve")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--agents", type=int, default=AGENTS, help=f"how many agents connect (default {AGENTS})")
+    parser.add_argument("--database", choices=("both", "sqlite", "postgresql"), default="both")
+    parser.add_argument("--churn", type=float, default=60.0, help="seconds of changes while memory is watched")
+
+
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    if options.database in ("both", "sqlite"):
+        fleet(bench, options, "sqlite", None)
+    if options.database in ("both", "postgresql"):
+        programs = postgresql_bin()
+        if programs is None:
+            raise SystemExit("PostgreSQL is not installed: tests/setup control installs it")
+        with postgresql_cluster(programs) as server:
+            asyncio.run(create_database(server))
+            fleet(bench, options, "postgresql", f"postgresql://wardmesh@/fleet?host={server}")
+
+
+async def create_database(server: str) -> None:
+    connection = await asyncpg.connect(host=server, user="wardmesh", database="postgres")
+    await connection.execute("CREATE DATABASE fleet")
+    await connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A controller process."""
+
+    process: psutil.Popen
+    port: int
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU that it has used."""
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    @property
+    def memory(self) -> int:
+        """Resident bytes."""
+        return int(self.process.memory_info().rss)
+
+
+def fleet(bench: Bench, options: argparse.Namespace, database: str, url: str | None) -> None:
+    name = f"{database}_"
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wm-fleet-")))
+        state = directory / "state"
+        bench.say(f"{database}: making {options.agents} nodes …")
+        began = time.monotonic()
+        token, mesh, identities = asyncio.run(found(state, url, options.agents, directory))
+        bench.say(f"{database}: made in {time.monotonic() - began:.0f} s")
+        port = free_port()
+        with serving(state, url, port) as served:
+            api = stack.enter_context(client(served, state, token))
+            empty = served.memory
+            groups = [stack.enter_context(part) for part in streams(identities, port, state, mesh)]
+            few = [one.name for one in identities[1 : FEW + 1]]
+            everybody(groups, "connect", few)
+            small = change_of_50(bench, api, groups, few, f"{database}, {FEW} agents")
+            began = time.monotonic()
+            everybody(groups, "connect", None)
+            bench.figure(f"{name}connect_all_s", time.monotonic() - began)
+            bench.bar(f"{name}memory_per_agent_kb", (served.memory - empty) / options.agents / 1024, "<=", 100)
+            large = change_of_50(bench, api, groups, None, f"{database}, {options.agents} agents")
+            bench.bar(f"{name}change_of_50_p99_ms", percentile(large, 99) * 1000, "<=", 150)
+            bench.bar(f"{name}change_of_50_size_ratio", statistics.median(large) / statistics.median(small), "<=", 1.5)
+            change_of_all(bench, api, served, groups, name, options.agents)
+            snapshots(bench, served, groups, name)
+            churn(bench, api, served, groups, name, options.churn)
+            everybody(groups, "expect_return")
+        with serving(state, url, port):
+            restarted = time.monotonic()
+            back = [arrival for part in everybody(groups, "returned") for arrival in part]
+        bench.bar(f"{name}return_after_restart_s", max(at for at, _ in back) - restarted, "<=", 60)
+        bench.bar(f"{name}snapshots_after_restart", sum(first == "snapshot" for _, first in back), "<=", 0)
+
+
+async def found(state: Path, url: str | None, agents: int, directory: Path) -> tuple[str, str, list[Identity]]:
+    settings = Settings(state_dir=state, listen=Listen("127.0.0.1", 0), database_url=url)
+    async with running(settings) as controller:
+        assert controller.first_token is not None
+        identities = await populate(controller, agents, directory)
+        return controller.first_token, controller.context.mesh.id, identities
+
+
+@contextmanager
+def serving(state: Path, url: str | None, port: int) -> Iterator[Served]:
+    environment = dict(os.environ) | ({"WARDMESH_DATABASE_URL": url} if url else {})
+    arguments = ("--state-dir", str(state), "--listen", f"127.0.0.1:{port}", "--log-level", "warning")
+    with (state.parent / "controller.log").open("ab") as log:
+        process = psutil.Popen([*SERVE, *arguments], stdout=subprocess.PIPE, stderr=log, env=environment)
+    try:
+        line = process.stdout.readline().decode()
+        if not re.match("ready https://", line):
+            raise SystemExit(f"the controller did not start: {(state.parent / 'controller.log').read_text()[-2000:]}")
+        yield Served(process, port)
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except psutil.TimeoutExpired:
+            process.kill()
+
+
+@contextmanager
+def client(served: Served, state: Path, token: str) -> Iterator[httpx.Client]:
+    trust = ssl.create_default_context(cafile=str(state / "ca.pem"))
+    headers = {"authorization": f"Bearer {token}"}
+    with httpx.Client(
+        base_url=f"https://127.0.0.1:{served.port}/api/v1", verify=trust, headers=headers, timeout=60
+    ) as api:
+        yield api
+
+
+def streams(identities: list[Identity], port: int, state: Path, mesh: str) -> list[Streams]:
+    parts = [identities[number::PROCESSES] for number in range(PROCESSES)]
+    return [Streams(part, port, str(state / "ca.pem"), mesh) for part in parts]
+
+
+def everybody(groups: list[Streams], *command: Any) -> list[Any]:
+    for group in groups:
+        group.send(*command)
+    return [group.receive() for group in groups]
+
+
+def change(api: httpx.Client, name: str, number: int) -> tuple[float, int]:
+    """Move a static peer; when the request was sent, and the revision that it made."""
+    path = f"/nodes/id-{name}"
+    etag = api.get(path).headers["etag"]
+    began = time.monotonic()
+    answer = api.patch(
+        path, json={"endpoints": [f"192.0.2.{number % 250 + 1}:{1000 + number}"]}, headers={"if-match": etag}
+    )
+    answer.raise_for_status()
+    return began, int(answer.json()["revision"])
+
+
+def change_of_50(
+    bench: Bench, api: httpx.Client, groups: list[Streams], connected: list[str] | None, title: str
+) -> list[float]:
+    """Seconds from the request to the last of the 50 hosts that a change concerns."""
+    taken: list[float] = []
+    size = 50
+    for number in range(CHANGES):
+        group = number % (min(FEW, 500) // size)
+        began, revision = change(api, f"mover-{group}", number)
+        names = [f"n{one}" for one in range(group * size, (group + 1) * size)]
+        names = [name for name in names if connected is None or name in connected]
+        arrivals = [at for part in everybody(groups, "arrivals", revision, names) for at in part]
+        taken.append(max(arrivals) - began)
+    bench.say(f"{title}: a change of 50 hosts reaches the last in {statistics.median(taken) * 1000:.1f} ms (median)")
+    return taken
+
+
+def change_of_all(
+    bench: Bench, api: httpx.Client, served: Served, groups: list[Streams], name: str, agents: int
+) -> None:
+    taken, cpu = [], []
+    for number in range(LARGE_CHANGES):
+        before = served.cpu
+        began, revision = change(api, "beacon", number)
+        arrivals = [at for part in everybody(groups, "arrivals", revision, None) for at in part]
+        taken.append(max(arrivals) - began)
+        cpu.append(served.cpu - before)
+    bench.bar(f"{name}change_of_all_s", max(taken), "<=", 1.5)
+    bench.figure(f"{name}change_of_all_median_s", statistics.median(taken))
+    bench.figure(f"{name}change_of_all_cpu_ms_per_host", statistics.median(cpu) / agents * 1000)
+
+
+def snapshots(bench: Bench, served: Served, groups: list[Streams], name: str) -> None:
+    """The watcher has everybody as a peer; it is in the first process."""
+    cpu = []
+    for _ in range(SNAPSHOTS):
+        groups[0].ask("disconnect", ["watcher"])
+        before = served.cpu
+        groups[0].ask("connect", ["watcher"])
+        cpu.append(served.cpu - before)
+    bench.bar(f"{name}snapshot_cpu_ms", statistics.median(cpu) * 1000, "<=", 60)
+
+
+def churn(bench: Bench, api: httpx.Client, served: Served, groups: list[Streams], name: str, seconds: float) -> None:
+    """Changes as fast as they are made; the controller's memory must not follow them."""
+    number = 0
+
+    def until(end: float) -> int:
+        nonlocal number
+        revision = 0
+        while time.monotonic() < end:
+            number += 1
+            _, revision = change(api, f"mover-{number % 10}", number)
+        return revision
+
+    until(time.monotonic() + seconds / 4)  # pools and caches fill
+    before, began = served.memory, number
+    until(time.monotonic() + seconds)
+    bench.figure(f"{name}churn_changes", number - began)
+    bench.figure(f"{name}churn_growth_kb", (served.memory - before) / 1024)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
