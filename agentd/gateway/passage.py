@@ -66,6 +66,7 @@ class Passage:
         "_watch",
         "call",
         "caller",
+        "challenge",
         "error",
         "problem",
         "revoked",
@@ -91,6 +92,7 @@ class Passage:
         self.problem: str | None = None  # what went wrong on the way
         self.session: str | None = None  # the id that the upstream gave
         self.revoked: str | None = None
+        self.challenge: bytes | None = None  # what the upstream wants to be shown first
 
     # --- as the registry of running exchanges sees it
 
@@ -150,6 +152,8 @@ class Passage:
 
     def _headers(self, response: UpstreamResponse) -> list[tuple[bytes, bytes]]:
         headers = answer_headers(response.headers)
+        if response.status in {401, 403}:
+            self.challenge = find(response.headers, b"www-authenticate")
         given = find(response.headers, b"mcp-session-id") if self.call.era == "legacy" else None
         if given is not None:
             sealed = self._sessions.seal(self.caller, self.call.service, given)

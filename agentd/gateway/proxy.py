@@ -18,6 +18,7 @@ from .http.head import BadRequestError
 from .identity import IdentitySource
 from .jsonrpc import INVALID_REQUEST, BodyError, Message, parse
 from .live import Live, Running
+from .metadata import Metadata
 from .passage import Passage, Patience
 from .passing import Guard, request_headers
 from .sessions import Sessions
@@ -114,6 +115,7 @@ class ServiceApp:
         self._target = target
         self._guard = Guard(service)
         self._path = service.path.encode()
+        self._metadata = Metadata(service, target, self._guard)
         self._trail = Trail(gateway.audit, service.name)
 
     async def admit(self, peer: str) -> bool:
@@ -154,8 +156,8 @@ class ServiceApp:
     async def _serve_mcp(self, asked: Asked) -> None:
         head = asked.exchange.head
         if head.target != self._path and head.target.partition(b"?")[0] != self._path:
-            raise BadRequestError(404, f"the MCP endpoint is {self.service.path}")
-        if head.method == "POST":
+            await self._serve_metadata(asked)
+        elif head.method == "POST":
             await self._serve_post(asked)
         elif head.method in {"GET", "DELETE"} and head.fields.get(b"mcp-protocol-version") not in _MODERN:
             await self._serve_stream_or_end(asked)
@@ -229,6 +231,24 @@ class ServiceApp:
             session=session,
             last_event_id=last_event.decode("latin-1") if last_event is not None else None,
             replayable=head.method == "GET",
+        )
+        await self._decide_and_pass(asked, request)
+
+    async def _serve_metadata(self, asked: Asked) -> None:
+        """What an upstream that wants OAuth tokens itself says of them: plain HTTP, to whoever has any grant."""
+        head = asked.exchange.head
+        target = self._metadata.find(head.target) if head.method == "GET" else None
+        if target is None:
+            raise BadRequestError(404, f"the MCP endpoint is {self.service.path}")
+        await asked.exchange.read_body(0)
+        request = UpstreamRequest(
+            method="GET",
+            target=target,
+            headers=request_headers(head.headers, asked.caller),
+            body=b"",
+            caller=asked.caller,
+            call=self._bare_call("http", "GET", head.target.decode("latin-1")),
+            replayable=True,
         )
         await self._decide_and_pass(asked, request)
 
@@ -315,6 +335,8 @@ class ServiceApp:
         finally:
             gateway.live.discard(passage)
             self._trail.ended(asked, passage, decision, request.session)
+            if passage.challenge is not None:
+                self._metadata.learn(passage.challenge)
 
     def _decide(self, caller: Caller, call: Call, now: float) -> Decision:
         gateway = self._gateway

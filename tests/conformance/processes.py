@@ -58,26 +58,33 @@ class RunningGateway:
 
 
 @contextlib.contextmanager
-def gateway(directory: Path, upstream: Upstream, grant: McpGrant | None = None) -> Iterator[RunningGateway]:
+def gateway(
+    directory: Path,
+    upstream: Upstream,
+    grant: McpGrant | None = None,
+    *,
+    address: str = "127.0.0.1",
+    port: int | None = None,
+) -> Iterator[RunningGateway]:
     """A gateway process on loopback that knows one caller, 127.0.0.1; by default it may use everything."""
     directory.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port = port or free_port()
     path = (urlsplit(upstream.url).path or "/") if isinstance(upstream, HttpUpstream) else "/mcp"
     policy, callers, log = directory / "policy.json", directory / "callers.json", directory / "gateway.log"
-    policy.write_text(everything(upstream, port, path, grant).model_dump_json())
+    policy.write_text(everything(upstream, address, port, path, grant).model_dump_json())
     caller = {"node_id": "n1", "name": "suite", "public_key": KEY, "tags": ["tag:suite"], "address": "127.0.0.1"}
     callers.write_text(json.dumps([caller]))
     command = [sys.executable, "-m", "agentd.gateway", "--policy", str(policy), "--callers", str(callers)]
     command += ["--state-dir", str(directory / "state"), "--grace", "1"]
     with log.open("wb") as output, subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output) as process:
         try:
-            wait_until_open(port, process, log)
-            yield RunningGateway(f"http://127.0.0.1:{port}{path}", directory / "state" / "spool" / "0")
+            wait_until_open(address, port, process, log)
+            yield RunningGateway(f"http://{address}:{port}{path}", directory / "state" / "spool" / "0")
         finally:
             end(process)
 
 
-def everything(upstream: Upstream, port: int, path: str, grant: McpGrant | None) -> GatewayPolicy:
+def everything(upstream: Upstream, address: str, port: int, path: str, grant: McpGrant | None) -> GatewayPolicy:
     all_of_it = McpGrant(
         id="everything",
         peers=("tag:suite",),
@@ -89,11 +96,11 @@ def everything(upstream: Upstream, port: int, path: str, grant: McpGrant | None)
     )
     service = Service(
         name="fixture",
-        addresses=("127.0.0.1",),
+        addresses=(address,),
         port=port,
         path=path,
         names=("localhost",),
-        origins=(f"http://127.0.0.1:{port}", f"http://localhost:{port}"),
+        origins=(f"http://{address}:{port}", f"http://localhost:{port}"),
         upstream=upstream,
     )
     grant = grant or all_of_it
@@ -111,10 +118,10 @@ def free_port() -> int:
         return port
 
 
-def wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_open(address: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1):
             return
         time.sleep(0.02)
     raise RuntimeError(f"the gateway did not start:\n{log.read_text()}")

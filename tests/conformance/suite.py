@@ -21,6 +21,7 @@ Check = tuple[str, str]  # scenario, check id
 _STAMP = re.compile(r"-\d{4}-\d\d-\d\dT[\d-]+Z$")
 _TIMEOUT_MS = 120_000  # a scenario: Python starts slowly on a busy machine
 _RUN_SECONDS = 1500
+_LOOPBACK = Path(__file__).with_name("loopback.cjs")
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,17 @@ class Suite:
         (The suite runs a whole leg at once: dozens of Python processes, which time out on a small machine.)
         """
         command = f"{sys.executable} -m {module}"
-        return self._run("client", ["--command", command, "--scenario", scenario, "--spec-version", revision], output)
+        what = ["--command", command, "--scenario", scenario, "--spec-version", revision]
+        return self._run("client", what, output, NODE_OPTIONS=f"--require {_LOOPBACK}")
 
-    def _run(self, leg: Leg, what: list[str], output: Path) -> Report:
+    def _run(self, leg: Leg, what: list[str], output: Path, **environment: str) -> Report:
         output.mkdir(parents=True)
         command = [str(self._node), str(self._package / "dist/index.js"), leg, *what]
         command += ["--output-dir", str(output), "--timeout", str(_TIMEOUT_MS)]
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env={**os.environ, "NO_COLOR": "1"},
+            env={**os.environ, "NO_COLOR": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
