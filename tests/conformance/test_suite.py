@@ -74,5 +74,5 @@ def test_a_client_scores_the_same_through_the_gateway(
     through = suite.client("tests.conformance.through", scenario, revision, tmp_path / "through")
     assert direct.count("SUCCESS") > 0, direct.summary
     assert direct.count("FAILURE") == 0, direct.summary
-    assert unexplained("client", revision, compare(direct, through)) == []
+    assert unexplained("client", revision, compare(direct, through), scenario) == []
     assert through.scored_ok == direct.scored_ok, through.summary
