@@ -31,7 +31,9 @@ def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any], *, line:
         plain_value = value
     else:
         plain_value = [item.model_dump(mode="json") for item in value]
-    print(json.dumps(plain_value, indent=None if line else 2, ensure_ascii=False), flush=line)
+    text = json.dumps(plain_value, indent=None if line else 2, ensure_ascii=False)
+    # JSON escapes C0 only; what else a terminal may obey (C1, directions of text) stands in strings alone.
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text), flush=line)
 
 
 def print_line(text: str) -> None:

@@ -7,7 +7,7 @@ import re
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
@@ -16,6 +16,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from controller.wire.base import check_name
+from controller.wire.call_records import CallEntry
 from controller.wire.denials import DenialList, HostDenial
 from controller.wire.rest import (
     AdminToken,
@@ -216,6 +217,15 @@ class RestClient:
         """GET /audit, newest first, page by page as they are consumed."""
         return self._pages(AuditEntry, "audit", {"action": action, "subject": subject, "actor": actor})
 
+    def calls(self, filters: Mapping[str, str | Sequence[str] | None]) -> Iterator[CallEntry]:
+        """GET /calls, newest first, page by page as they are consumed. `filters` are those of the request."""
+        return self._pages(CallEntry, "calls", filters)
+
+    def calls_after(self, number: int, filters: Mapping[str, str | Sequence[str] | None]) -> list[CallEntry]:
+        """GET /calls: some of the records that came after record `number`, as they came; none when there are none."""
+        params = _given(filters) | {"after": str(number), "limit": str(_PAGE)}
+        return list(self._read(Page[CallEntry], self._send("GET", "calls", params=params)).items)
+
     def denials(self, *, node: str | None = None, limit: int = 500) -> tuple[HostDenial, ...]:
         """GET /denials: what hosts denied in the last hour, newest minute first. `node` is an id."""
         params = {"limit": str(limit)} | ({"node": node} if node is not None else {})
@@ -237,8 +247,10 @@ class RestClient:
 
     # HTTP
 
-    def _pages(self, model: type[M], path: str, query: dict[str, str | None], size: int = _PAGE) -> Iterator[M]:
-        params = {key: value for key, value in query.items() if value is not None} | {"limit": str(size)}
+    def _pages(
+        self, model: type[M], path: str, query: Mapping[str, str | Sequence[str] | None], size: int = _PAGE
+    ) -> Iterator[M]:
+        params = _given(query) | {"limit": str(size)}
         while True:
             page = self._read(Page[model], self._send("GET", path, params=params))  # type: ignore[valid-type]  # mypy cannot see a class in a variable
             yield from page.items
@@ -255,7 +267,7 @@ class RestClient:
         method: str,
         path: str,
         *,
-        params: dict[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         json: Any = None,
         etag: str | None = None,
         idempotency_key: str | None = None,
@@ -310,6 +322,10 @@ class RestClient:
         if etag is None:
             raise BadAnswerError(f"GET {answer.request.url} carries no ETag: a proxy in front of it may remove it")
         return Tagged(self._read(model, answer), etag)
+
+
+def _given(query: Mapping[str, str | Sequence[str] | None]) -> dict[str, str | Sequence[str]]:
+    return {key: value for key, value in query.items() if value is not None}
 
 
 R = TypeVar("R")

@@ -16,7 +16,7 @@ from typing import Final
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controller.store.engine import Engines, lock_writers, translated
+from controller.store.engine import Engines, continue_numbers, lock_writers, translated
 from controller.store.migrate import check_current, migrate
 from controller.store.models import Base, MeshRow
 
@@ -111,6 +111,8 @@ async def fill(engines: Engines, source: Engines, timeline: str) -> int:
                     f"there is a mesh in {engines.url.render_as_string()} already: restore into an empty database"
                 )
             count = await _copy(rows, sink)
+            for table in Base.metadata.sorted_tables:
+                await continue_numbers(sink, table, sqlite=engines.sqlite)
             await sink.execute(update(MeshRow).values(timeline=timeline))
             return count
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, Table, event, func, make_url, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
@@ -142,6 +142,17 @@ async def check_whole(engines: Engines) -> None:
             f"the database {engines.url.render_as_string()} is damaged ({fault}): keep the file, and restore a backup "
             "with `wardmesh-controller restore` into an empty state directory"
         )
+
+
+async def continue_numbers(connection: AsyncConnection, table: Table, *, sqlite: bool) -> None:
+    """Let a table that numbers its rows by itself go on after rows that came with their numbers."""
+    column = table.autoincrement_column
+    if sqlite or column is None:  # SQLite looks at the rows
+        return
+    newest = await connection.scalar(select(func.max(column)))
+    if newest is not None:
+        sequence = func.pg_get_serial_sequence(table.name, column.name)
+        await connection.execute(select(func.setval(sequence, newest)))
 
 
 def _sqlite_connections(engine: AsyncEngine, *, begin: str, query_only: bool) -> None:

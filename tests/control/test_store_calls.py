@@ -4,12 +4,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from controller.audit import Action
 from controller.calls import CallBook
+from controller.store import backup
 from controller.store.calls import CallFilter
+from controller.store.engine import Engines
 from controller.store.store import Store
 from controller.wire.call_records import CallEntry, CallRecord
 from controller.wire.netmap import Mesh
@@ -188,3 +191,23 @@ async def test_a_flood_of_records_does_not_hold_up_a_mutation(store: Store) -> N
         kept = await asyncio.gather(*floods)
     assert sum(kept) >= 20 * 250
     assert sorted(waited)[5] < 1.0, waited
+
+
+async def test_a_restored_database_keeps_records_of_calls_and_goes_on_counting_them(
+    database_url: str, clock: MovableClock, tmp_path: Path
+) -> None:
+    source = Engines(f"sqlite:///{tmp_path / 'source.db'}")
+    async with opened(f"sqlite:///{tmp_path / 'source.db'}", clock) as before:
+        async with before.mutation("system", Action.MESH_CREATE, "mesh:m1") as tx:
+            await tx.create_mesh(MESH, "00" * 32)
+        await before.keep_calls("n1", SPOOL, 1, [record(1), record(2)])
+    target = Engines(database_url)
+    await backup.fill(target, source, "later")
+    for engines in (source, target):
+        await engines.dispose()
+    async with opened(database_url, clock) as store:
+        assert await store.keep_calls("n1", SPOOL, 2, [record(2), record(3)]) == 3
+        assert await store.keep_calls("n2", SPOOL, 1, [record(4)]) == 1
+        async with store.read() as tables:
+            entries = await tables.calls.after(CallFilter(), 0, 10)
+    assert [(entry.number, entry.record.id) for entry in entries] == [(1, "r1"), (2, "r2"), (3, "r3"), (4, "r4")]

@@ -61,9 +61,10 @@ class Process:
 
     async def start(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "agentd.gateway", "--policy", str(self.policy), "--state-dir", str(self.state)]
+        known = () if "--agent-socket" in arguments else ("--callers", str(self.callers))
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *command, "--callers", str(self.callers), "--grace", "1", *arguments, stderr=log
+                *command, *known, "--grace", "1", *arguments, stderr=log
             )
 
     async def ready(self, count: int = 1) -> None:

@@ -13,6 +13,7 @@ from controller.client.session import connect
 from controller.wire.denials import HostDenial
 from controller.wire.rest import AuditEntry
 
+from . import calls
 from .options import JsonFlag, examples, group
 
 __all__ = ["app"]
@@ -20,7 +21,13 @@ __all__ = ["app"]
 _POLL: Final = 1.0  # seconds between two looks at the newest page
 _FOLLOWED: Final = 5000  # as many as the controller gives at once
 
-app = group("The record of every change.", "wardmesh audit list", "wardmesh audit list --follow")
+app = group(
+    "The record of every change, and of what hosts saw.",
+    "wardmesh audit list",
+    "wardmesh audit calls --denied --follow",
+    "wardmesh audit denied",
+)
+app.command(epilog=calls.EXAMPLES)(calls.calls)
 
 
 @app.command(
