@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from starlette.requests import HTTPConnection
 
 from controller.asking import Questions
+from controller.attempts import FailedAttempts
 from controller.calls import CallBook
 from controller.clock import Clock
 from controller.denials import DenialBook
@@ -50,6 +51,7 @@ class Context:
     calls: CallBook
     questions: Questions
     denials: DenialBook = field(default_factory=DenialBook)
+    failed: FailedAttempts = field(default_factory=FailedAttempts)
     metrics: Metrics = field(default_factory=Metrics)
 
 

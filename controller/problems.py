@@ -17,6 +17,7 @@ class Kind(Enum):
     UNAUTHENTICATED = ("unauthenticated", 401, "No valid token")
     CERTIFICATE_REQUIRED = ("certificate-required", 401, "No valid node certificate")
     FORBIDDEN = ("forbidden", 403, "The token's role does not allow this")
+    TOO_MANY_FAILURES = ("too-many-failures", 429, "Too many attempts with a wrong token")
     # What was sent
     BAD_REQUEST = ("bad-request", 400, "The request cannot be read")
     INVALID = ("invalid", 422, "The request does not fit its schema")
@@ -67,11 +68,13 @@ class Kind(Enum):
 class Refused(Exception):  # noqa: N818  it reads as what it is: `raise Refused(Kind.NAME_TAKEN, ...)`
     """The request is understood and not done. `detail` names the value and the remedy and is shown to people.
 
-    `errors` are machine-readable particulars, for instance a name that is free.
+    `errors` are machine-readable particulars, for instance a name that is free. `retry_after`: seconds until asking
+    again makes sense, where that is known.
     """
 
-    def __init__(self, kind: Kind, detail: str, *errors: Mapping[str, Any]) -> None:
+    def __init__(self, kind: Kind, detail: str, *errors: Mapping[str, Any], retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.kind = kind
         self.detail = detail
         self.errors = tuple(dict(error) for error in errors)
+        self.retry_after = retry_after

@@ -1,5 +1,6 @@
 """Who may: bearer tokens and node certificates as FastAPI dependencies."""
 
+import time
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -14,7 +15,7 @@ from controller.wire.netmap import NodeId
 __all__ = ["ACCESS", "Admin", "Ctx", "Reader", "Self"]
 
 Ctx = Annotated[Context, Depends(context)]
-ACCESS = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN)  # what every route with a token can answer
+ACCESS = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.TOO_MANY_FAILURES)  # what every route with a token can answer
 
 _bearer = HTTPBearer(
     scheme_name="adminToken",
@@ -29,7 +30,16 @@ async def _reader(
 ) -> Principal:
     if sent is None:
         raise Refused(Kind.UNAUTHENTICATED, "send `Authorization: Bearer wma_…`")
-    principal = await ctx.tokens.authenticate(sent.credentials)
+    client = request.client.host if request.client is not None else ""
+    wait = ctx.failed.wait(client, time.monotonic())
+    if wait:
+        detail = f"too many requests from {client} had a wrong token: try again in {wait} s, with one that holds"
+        raise Refused(Kind.TOO_MANY_FAILURES, detail, retry_after=wait)
+    try:
+        principal = await ctx.tokens.authenticate(sent.credentials)
+    except Refused:
+        ctx.failed.failed(client, time.monotonic())
+        raise
     request.state.actor = principal.actor
     return principal
 

@@ -78,7 +78,9 @@ def install(app: FastAPI) -> None:
 
 async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
-    return problem_response(error.kind, error.detail, errors=error.errors)
+    # RFC 9110 section 10.2.3, RFC 6585 section 4.
+    headers = {"retry-after": str(error.retry_after)} if error.retry_after is not None else {}
+    return problem_response(error.kind, error.detail, errors=error.errors, headers=headers)
 
 
 async def _invalid(_request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from controller.problems import Kind
@@ -14,7 +15,7 @@ from controller.server import Running
 from controller.wire.enrol import JoinString
 
 from .hosts import Host, new_key, new_node, wireguard_key
-from .support import Client, MovableClock
+from .support import Client, MovableClock, trust
 
 
 async def token(admin: Client, controller: Running, **wanted: Any) -> Client:
@@ -121,6 +122,26 @@ class TestAccess:
         for path in ("/nodes", "/status", "/policy", "/audit", "/tokens", "/enrolment-keys"):
             response = await anyone.get(path, headers=headers)
             assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
+
+    async def test_a_client_with_many_wrong_tokens_waits_and_others_do_not(
+        self, anyone: Client, admin: Client, controller: Running
+    ) -> None:
+        for _ in range(20):
+            assert (await anyone.get("/nodes", headers={"authorization": "Bearer wma_0_wrong"})).status_code == 401
+        response = await anyone.get("/nodes", headers={"authorization": "Bearer wma_0_wrong"})
+        assert (response.status_code, response.json()["type"]) == (429, "urn:wardmesh:problem:too-many-failures")
+        assert 0 < int(response.headers["retry-after"]) <= 60
+        assert "127.0.0.1" in response.json()["detail"]
+        assert (await admin.get("/nodes")).status_code == 429  # the right token, from the address that guesses
+        elsewhere = httpx.AsyncHTTPTransport(local_address="127.0.0.2", verify=trust(controller))
+        async with Client(controller, token=controller.first_token, transport=elsewhere) as other:
+            assert (await other.get("/nodes")).status_code == 200
+        assert (await anyone.get("/health")).status_code == 200
+
+    async def test_a_request_without_a_token_guesses_nothing(self, anyone: Client, admin: Client) -> None:
+        for _ in range(30):
+            assert (await anyone.get("/nodes")).status_code == 401
+        assert (await admin.get("/nodes")).status_code == 200
 
     async def test_a_reader_reads_and_changes_nothing(self, admin: Client, controller: Running) -> None:
         async with await token(admin, controller, role="read") as reader:
