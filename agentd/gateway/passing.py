@@ -25,8 +25,9 @@ _NOT_PASSED: Final = HOP_BY_HOP | {
     b"x-real-ip",
 }
 # Servers behind CGI or WSGI cannot tell `_` from `-`: these names must not come in by the other spelling either.
+# (A parameter that a tool mirrors in Mcp-Param-* may have `_` in its name, and passes untouched.)
 _FORGED: Final = re.compile(
-    rb"wardmesh[-_].*|x[-_]forwarded[-_].*|(?:content|transfer|mcp|last|accept|x)_.*|mcp-.*_.*|x-[a-z]+_.*"
+    rb"wardmesh[-_].*|x[-_]forwarded[-_].*|(?:content|transfer|mcp|last|accept|x)_.*|mcp-(?!param-).*_.*|x-[a-z]+_.*"
 )
 _NONE: Final[frozenset[bytes]] = frozenset()
 _NOT_ANSWERED: Final = HOP_BY_HOP | {b"content-length", b"mcp-session-id"}

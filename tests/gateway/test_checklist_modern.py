@@ -139,8 +139,9 @@ async def test_unknown_parameter_headers_are_forwarded_untouched(lab: Lab) -> No
     running = await lab.gateway(upstream)
     client = await lab.client(running)
     odd = '=?base64?not base64?= \u00e4;,"x"'
-    await client.call(tool(), mcp_param_x=odd, **{"X-Custom": "a, b"})
+    await client.call((tool()[0], {**tool()[1], "Mcp-Param-x": odd, "Mcp-Param-a_b": "c", "X-Custom": "a, b"}))
     assert upstream.seen[0].get("mcp-param-x") == odd
+    assert upstream.seen[0].get("mcp-param-a_b") == "c"
     assert upstream.seen[0].get("x-custom") == "a, b"
     assert upstream.seen[0].body == tool()[0]
 

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import random
+import re
 import time
 
 import pytest
@@ -19,6 +20,8 @@ from tests.gateway.harness import BOB, Lab, Running, soon, tool
 COUNT = int(os.environ.get("WARDMESH_FUZZ", "5000"))
 SEED = int(os.environ.get("WARDMESH_FUZZ_SEED", "0")) or time.time_ns() % 2**32
 CLIENTS = 32
+# What a server that takes `_` for `-` would read as a header that was judged, or that is ours to set.
+MISTAKEN = re.compile(r"(?=.*_)(wardmesh|mcp|x[-_]forwarded|content|transfer|last[-_]event)[-_](?!param-).*")
 HASTY = HttpLimits(head_seconds=0.2, body_pause=0.2, body_seconds=0.5, idle_seconds=2, linger=0.1, tick=0.05)
 GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add"]}
 
@@ -87,7 +90,7 @@ def check(running: Running, upstream: Upstream) -> None:
     assert len(upstream.requests) > COUNT / 20, "too little got through for this to prove anything"
     for headers, body in upstream.requests:
         assert headers["wardmesh-node"] == "bob"
-        assert not any("_" in name for name in headers)
+        assert not any(MISTAKEN.fullmatch(name) for name in headers), headers
         assert body in decided, "what reached the upstream was never decided on"
         if not body:
             continue
