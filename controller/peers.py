@@ -96,6 +96,6 @@ def _peer(peer: Peer) -> WireguardPeer:
         endpoint_host=host,
         endpoint_port=port,
         persistent_keepalive=peer.keepalive,
-        allowed_ips=list(peer.addresses),
+        allowed_ips=[*peer.addresses, *peer.held],
         friendly_name=peer.name,
     )

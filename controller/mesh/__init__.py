@@ -16,6 +16,10 @@ names of its sets follow from the role, and its peers are the members of those s
 - A grant that expires leaves the maps at that time, with its peers, without a revision of its own: hosts have ended
   it by themselves, and a host that comes back afterwards gets a snapshot.
 
+A gateway service has addresses of its own, which one node holds. Its set holds those addresses, while its members are
+the nodes that may serve it: whoever may call it has them all as peers, and a move changes two peers
+in the callers' maps and nothing else. What a peer holds is told only to those who may call it.
+
 Nodes that wait for approval have a map with themselves in it and nobody else; disabled ones cannot connect. A record
 that a host's kernel would refuse, or that claims what another node holds (name, address, key), is logged and left
 out of every map, until it is mended or the other releases it.

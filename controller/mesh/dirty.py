@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from controller.wire.base import Address
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
 __all__ = ["Affected", "Dirty", "merged"]
@@ -26,19 +27,23 @@ class Dirty:
     rules: set[str] = field(default_factory=set)
     sets: set[str] = field(default_factory=set)
     elements: dict[str, set[Address]] = field(default_factory=dict)
+    services: set[ServiceName] = field(default_factory=set)
+    calls: set[str] = field(default_factory=set)
+    names: set[ServiceName] = field(default_factory=set)
 
     def is_empty(self) -> bool:
-        return not (self.node or self.peers or self.rules or self.sets or self.elements)
+        return not (self.node or self.peers or self._has_more())
+
+    def _has_more(self) -> bool:
+        return bool(self.rules or self.sets or self.elements or self.services or self.calls or self.names)
 
     def concerns(self, node_id: NodeId) -> bool:
         """False when nothing, or only the node as its own peer, is named: a shared value may name everybody."""
-        return not self.is_empty() and (
-            self.node or bool(self.rules or self.sets or self.elements) or self.peers != {node_id}
-        )
+        return not self.is_empty() and (self.node or self._has_more() or self.peers != {node_id})
 
     def size(self) -> int:
         """How many names it holds: its share of a bounded log."""
-        objects = len(self.peers) + len(self.rules) + len(self.sets)
+        objects = sum(map(len, (self.peers, self.rules, self.sets, self.services, self.calls, self.names)))
         return 1 + objects + sum(map(len, self.elements.values()))
 
     def add_elements(self, name: str, addresses: Iterable[Address]) -> None:
@@ -49,6 +54,9 @@ class Dirty:
         self.peers |= other.peers
         self.rules |= other.rules
         self.sets |= other.sets
+        self.services |= other.services
+        self.calls |= other.calls
+        self.names |= other.names
         for name, addresses in other.elements.items():
             self.add_elements(name, addresses)
 

@@ -7,7 +7,7 @@ agent, and nothing here speaks SQL or HTTP.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from typing import Final
 from controller.policy import Document
 from controller.records import Change, Fleet, NodeRecord, TemporaryGrant
 from controller.wire.base import Revision
+from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Netmap, NodeId
 from controller.wire.stream import Applied, Ask, Bye, Hello, HostReport
 
@@ -100,9 +101,33 @@ class Hub:
         """The present view of a node, also of one that is offline or a static peer."""
         return self._loaded().netmap(node_id)
 
+    def record(self, node_id: NodeId) -> NodeRecord | None:
+        """The node with this id."""
+        return self._loaded().record(node_id)
+
     def find(self, reference: str) -> NodeRecord | None:
         """The node of this name or, when none has it, of this id."""
         return self._loaded().find(reference)
+
+    def service_names(self) -> Collection[ServiceName]:
+        """The gateway services of the policy in force."""
+        return self._loaded().service_names()
+
+    def service(self, name: ServiceName) -> Service | None:
+        """A gateway service of the policy in force, with its addresses and names as hosts get it."""
+        return self._loaded().service(name)
+
+    def servers(self, name: ServiceName) -> Set[NodeId]:
+        """The active hosts that policy lets serve this gateway service."""
+        return self._loaded().servers(name)
+
+    def given_to(self, name: ServiceName) -> NodeId | None:
+        """The node that was given the addresses of the service; it may have become one that may not serve it."""
+        return self._loaded().given_to(name)
+
+    def gateway_policy(self, name: ServiceName) -> GatewayPolicy | None:
+        """What the gateways that serve `name` decide by."""
+        return self._loaded().gateway_policy(name)
 
     def policy(self) -> tuple[Revision, Document]:
         """What the maps are made of: the document's revision (0 before the first), and it with the temporary grants."""

@@ -3,25 +3,47 @@
 Nodes of one role have the same rules, sets and peers, so a policy for thousands of nodes costs as much as its roles.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from controller.policy.compile import CompiledPolicy, Role
+from controller.policy.compile import NO_ROLE, CompiledPolicy, Role
+from controller.wire.base import Address
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
-from .dirty import Dirty
+from .dirty import Dirty, merged
 from .index import Index
+from .places import Places, sets_of
 
-__all__ = ["Layout", "changes_between"]
+__all__ = ["Layout", "changes_between", "differing"]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A policy, and who is where in it."""
+    """A policy, and who and which service is where in it."""
 
     policy: CompiledPolicy
     index: Index
     roles: Mapping[NodeId, Role]
+    places: Places
+
+    def holder(self, name: ServiceName) -> NodeId | None:
+        """The node that is given the service's addresses: its holder, if policy lets it serve."""
+        record = self.places.get(name)
+        if record is None or record.holder is None or name not in self.serves(record.holder):
+            return None
+        return record.holder
+
+    def serves(self, node_id: NodeId) -> Collection[ServiceName]:
+        return self.policy.view(self.roles.get(node_id, NO_ROLE)).services.keys()
+
+    def held(self, node_id: NodeId) -> tuple[Address, ...]:
+        """The addresses that the node holds for services."""
+        return self.places.held(node_id, self.serves(node_id))
 
 
 def changes_between(old: Layout, new: Layout) -> Iterator[tuple[NodeId, Dirty]]:
@@ -32,8 +54,11 @@ def changes_between(old: Layout, new: Layout) -> Iterator[tuple[NodeId, Dirty]]:
         pair = role, new.roles[node_id]
         if pair not in found:
             found[pair] = _changes(old, new, pair, contents)
-        if found[pair].concerns(node_id):
-            yield node_id, found[pair]
+        dirty = found[pair]
+        if old.held(node_id) != new.held(node_id):
+            dirty = merged([dirty, Dirty(node=True)])
+        if dirty.concerns(node_id):
+            yield node_id, dirty
 
 
 class _Contents:
@@ -59,13 +84,27 @@ class _Contents:
 def _changes(old: Layout, new: Layout, pair: tuple[Role, Role], contents: _Contents) -> Dirty:
     before, after = old.policy.view(pair[0]), new.policy.view(pair[1])
     dirty = Dirty(
-        rules={
-            rule for rule in before.rules.keys() | after.rules.keys() if before.rules.get(rule) != after.rules.get(rule)
-        },
-        sets=set(before.sets ^ after.sets),
+        rules=differing(before.rules, after.rules),
+        sets=set(sets_of(before) ^ sets_of(after)),
         peers=set(contents.members(0, before.sets) ^ contents.members(1, after.sets)),
+        services=differing(before.services, after.services),
+        calls=differing(before.calls, after.calls),
+        names=set(before.names ^ after.names),
     )
-    for key in before.sets & after.sets:
+    for name in before.names | after.names:
+        # What a peer holds is told to those who may call it; the peer may be one of theirs for other reasons, too.
+        holders = {
+            old.holder(name) if name in before.names else None,
+            new.holder(name) if name in after.names else None,
+        }
+        if len(holders) > 1:
+            dirty.peers |= {holder for holder in holders if holder is not None}
+    for key in sets_of(before) & sets_of(after):
         if contents.elements(key):
             dirty.add_elements(key, contents.elements(key))
     return dirty
+
+
+def differing(before: Mapping[str, T], after: Mapping[str, T]) -> set[str]:
+    """The keys under which the two hold different values, or only one holds any."""
+    return {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}

@@ -6,19 +6,22 @@ is looked up through two indexes: selector -> nodes, and selector -> the selecto
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Final
 
 from controller.policy import Document, PolicyError, compile_policy, parse
+from controller.policy.compile import View
 from controller.policy.temporary import beside
-from controller.records import Change, Fleet, NodeRecord, PolicyRecord, TemporaryGrant
+from controller.records import Change, Fleet, NodeRecord, PolicyRecord, ServiceRecord, TemporaryGrant
 from controller.wire.base import Revision
-from controller.wire.netmap import Delta, Netmap, NodeId, Peer, SetChange
+from controller.wire.mcp import GatewayPolicy, Service, ServiceName
+from controller.wire.netmap import Delta, Netmap, NodeId, Peer, SelfNode, SetChange
 
 from .dirty import Affected, Dirty
 from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for
 from .index import Index
-from .recompile import Layout, changes_between
+from .places import Places, key_of, sets_of
+from .recompile import Layout, changes_between, differing
 
 __all__ = ["MeshState"]
 
@@ -41,7 +44,7 @@ class MeshState:
         self._entries: dict[NodeId, Entry] = {}
         self._left_out: dict[NodeId, BadRecordError] = {}
         self._registry = Registry()
-        self._index = Index()
+        self._places = Places(fleet.services)
         self.written = _parse(fleet.policy)
         self.policy_revision: Revision = fleet.policy.revision
         self._temporary: dict[str, TemporaryGrant] = dict(fleet.grants)
@@ -49,6 +52,7 @@ class MeshState:
         self.document = self._in_force(now)
         self._policy = compile_policy(self.document.at(now))
         self.next_expiry = self.document.next_expiry(now)
+        self._index = self._empty_index()
         for node_id, record in fleet.nodes.items():
             self._set(node_id, record, None)
         self._retry(None)
@@ -88,6 +92,39 @@ class MeshState:
         named = (record for record in self._records.values() if record.name == reference)
         return next(named, None) or self._records.get(reference)
 
+    def service_names(self) -> Collection[ServiceName]:
+        """The gateway services of the policy in force."""
+        return self._policy.gateway_services.keys()
+
+    def given_to(self, name: ServiceName) -> NodeId | None:
+        """The node that was given the addresses of the service, whether or not it may serve it."""
+        place = self._places.get(name)
+        return place.holder if place is not None else None
+
+    def service(self, name: ServiceName) -> Service | None:
+        """The gateway service of the policy in force, with its addresses and names as hosts get it."""
+        declared = self._policy.gateway_services.get(name)
+        return None if declared is None else self._placed(declared)
+
+    def servers(self, name: ServiceName) -> Set[NodeId]:
+        """The active hosts that policy lets serve this gateway service."""
+        members = self._index.members(key_of(name)) if name in self._policy.gateway_services else ()
+        return {node_id for node_id in members if self._records[node_id].kind == "agent"}
+
+    def gateway_policy(self, name: ServiceName) -> GatewayPolicy | None:
+        """What the gateways that serve `name` decide by."""
+        service = self.service(name)
+        if service is None:
+            return None
+        view = self._policy.view(frozenset({key_of(name)}))
+        sets = {key for grant in view.calls.values() for key in grant.peers}
+        return GatewayPolicy.model_construct(
+            revision=self.revision,
+            services={name: service},
+            grants=dict(view.calls),
+            sets={key: self._index.address_set(key) for key in sorted(sets)},
+        )
+
     def netmap(self, node_id: NodeId) -> Netmap | None:
         """The whole map of a node; None for one that does not exist or cannot be described."""
         entry = self._entries.get(node_id, ABSENT)
@@ -95,14 +132,17 @@ class MeshState:
             return None
         view = self._policy.view(entry.role)
         others = self._index.members_of(view.sets) - {node_id}
-        peers = {other: peer for other in sorted(others) if (peer := self._peer(entry, other)) is not None}
+        peers = {other: peer for other in sorted(others) if (peer := self._peer(entry, view, other)) is not None}
         return Netmap.model_construct(
             revision=self.revision,
             mesh=self.mesh,
-            node=entry.node,
+            node=self._self(node_id, entry.node, view),
             peers=peers,
-            sets={name: self._index.address_set(name) for name in sorted(view.sets)},
+            sets={name: self._index.address_set(name) for name in sorted(sets_of(view))},
             rules=dict(view.rules),
+            services={name: self._placed(service) for name, service in view.services.items()},
+            calls=dict(view.calls),
+            names={name: found for name in sorted(view.names) if (found := self._places.addresses(name))},
         )
 
     def delta(self, node_id: NodeId, dirty: Dirty, base: Revision) -> Delta | None:
@@ -112,27 +152,47 @@ class MeshState:
             return None
         view = self._policy.view(entry.role)
         visible = {
-            other: self._peer(entry, other) if self._sees(view.sets, other) else None
+            other: self._peer(entry, view, other) if self._sees(view.sets, other) else None
             for other in sorted(dirty.peers - {node_id})
         }
+        names = {name: found for name in sorted(dirty.names & view.names) if (found := self._places.addresses(name))}
         return Delta.model_construct(
             base=base,
             revision=self.revision,
             mesh=None,
-            node=entry.node if dirty.node else None,
+            node=self._self(node_id, entry.node, view) if dirty.node else None,
             peers=tuple(peer for peer in visible.values() if peer is not None),
             peers_removed=tuple(other for other, peer in visible.items() if peer is None),
-            sets=tuple(self._set_changes(dirty, view.sets)),
+            sets=tuple(self._set_changes(dirty, sets_of(view))),
             rules=tuple(view.rules[rule] for rule in sorted(dirty.rules) if rule in view.rules),
             rules_removed=tuple(rule for rule in sorted(dirty.rules) if rule not in view.rules),
+            services=tuple(
+                self._placed(view.services[name]) for name in sorted(dirty.services) if name in view.services
+            ),
+            services_removed=tuple(name for name in sorted(dirty.services) if name not in view.services),
+            calls=tuple(view.calls[grant] for grant in sorted(dirty.calls) if grant in view.calls),
+            calls_removed=tuple(grant for grant in sorted(dirty.calls) if grant not in view.calls),
+            names=names,
+            names_removed=tuple(name for name in sorted(dirty.names) if name not in names),
         )
 
     def _sees(self, sets: frozenset[str], other: NodeId) -> bool:
         return not sets.isdisjoint(self._entries.get(other, ABSENT).role)
 
-    def _peer(self, receiver: Entry, other: NodeId) -> Peer | None:
+    def _peer(self, receiver: Entry, view: View, other: NodeId) -> Peer | None:
+        """Of the addresses that it holds for services, a receiver is told those of services that it may call."""
         entry = self._entries[other]
-        return entry.peer_keepalive if receiver.behind_nat else entry.peer
+        peer = entry.peer_keepalive if receiver.behind_nat else entry.peer
+        held = self._places.held(other, self._policy.view(entry.role).services, view.names)
+        return peer.model_copy(update={"held": held}) if peer is not None and held else peer
+
+    def _self(self, node_id: NodeId, node: SelfNode, view: View) -> SelfNode:
+        held = self._places.held(node_id, view.services)
+        return node.model_copy(update={"held": held}) if held else node
+
+    def _placed(self, service: Service) -> Service:
+        names = (f"{service.name}.{self.mesh.domain}", service.name)
+        return service.model_copy(update={"addresses": self._places.addresses(service.name), "names": names})
 
     def _set_changes(self, dirty: Dirty, used: frozenset[str]) -> list[SetChange]:
         make = SetChange.model_construct
@@ -157,6 +217,9 @@ class MeshState:
             if self._is_news(node_id, change.revision):
                 self._set(node_id, record, affected)
         self._retry(affected)
+        for name, place in change.services.items():
+            if self._is_news(key_of(name), change.revision):
+                self._set_place(name, place, affected)
         if self._take_grants(change):
             self._recompile(now, affected)
         self.revision = max(self.revision, change.revision)
@@ -222,6 +285,34 @@ class MeshState:
         if affected is not None:
             affected.pop(node_id, None)  # it has no map any more
 
+    def _set_place(self, name: ServiceName, place: ServiceRecord | None, affected: Affected) -> None:
+        """Put a service in its place. It concerns who may call it, who holds or held it, and who may serve it."""
+        old = self._places.get(name)
+        self._places.put(name, place)
+        if name not in self._policy.gateway_services:
+            return
+        key = key_of(name)
+        before = frozenset(old.addresses if old is not None else ())
+        after = frozenset(place.addresses if place is not None else ())
+        self._index.pin(key, after)
+        servers = self._index.members(key)
+        holders = {node_id for node_id in servers for found in (old, place) if found and found.holder == node_id}
+        if old == place:
+            return
+        for node_id in servers if before != after else holders:
+            dirty = affected.setdefault(node_id, Dirty())
+            dirty.node = dirty.node or node_id in holders
+            if before != after:
+                dirty.services.add(name)
+                dirty.add_elements(key, before ^ after)
+        for counterpart in self._policy.counterparts.get(key, ()):
+            for node_id in self._index.members(counterpart):
+                dirty = affected.setdefault(node_id, Dirty())
+                dirty.peers.update(holders - {node_id})
+                if before != after:
+                    dirty.names.add(name)
+                    dirty.add_elements(key, before ^ after)
+
     def _admit(self, record: NodeRecord) -> tuple[Entry, BadRecordError | None]:
         """The entry that stands for a record; for a bad one, an entry that is in nobody's map, and the fault."""
         entry = ABSENT
@@ -239,7 +330,9 @@ class MeshState:
             self._set(node_id, self._records[node_id], affected)
 
     def _touch(self, node_id: NodeId, old: Entry, new: Entry, affected: Affected) -> None:
-        elements = _element_changes(old, new)
+        elements = {
+            key: addresses for key, addresses in _element_changes(old, new).items() if not self._index.is_pinned(key)
+        }
         self._touch_others(node_id, old, new, elements, affected)
         mine = self._touched_self(node_id, old, new, elements)
         if not mine.is_empty():
@@ -262,15 +355,20 @@ class MeshState:
 
     def _touched_self(self, node_id: NodeId, old: Entry, new: Entry, elements: Mapping[str, frozenset[str]]) -> Dirty:
         before, after = self._policy.view(old.role), self._policy.view(new.role)
-        mine = Dirty(node=old.node != new.node)
-        for key in elements.keys() & before.sets & after.sets:
+        held = {self._places.held(node_id, view.services) for view in (before, after)}
+        mine = Dirty(node=old.node != new.node or len(held) > 1)
+        for key in elements.keys() & sets_of(before) & sets_of(after):
             mine.add_elements(key, elements[key])
         if before is not after:
             mine.rules = set(before.rules.keys() ^ after.rules.keys())
-            mine.sets = set(before.sets ^ after.sets)
-        if before.sets != after.sets or old.behind_nat != new.behind_nat:
+            mine.sets = set(sets_of(before) ^ sets_of(after))
+            mine.services = set(before.services.keys() ^ after.services.keys())
+            mine.calls = differing(before.calls, after.calls)
+            mine.names = set(before.names ^ after.names)
+        if before.sets != after.sets or before.names != after.names or old.behind_nat != new.behind_nat:
             seen, sees = self._index.members_of(before.sets), self._index.members_of(after.sets)
             mine.peers = seen | sees if old.behind_nat != new.behind_nat else seen ^ sees
+            mine.peers |= self._holders(before.names ^ after.names)
             mine.peers.discard(node_id)
         return mine
 
@@ -278,20 +376,33 @@ class MeshState:
         """Put the document, as of `now`, in force. Looks at every node, but touches only those whose map differs."""
         self.document = self._in_force(now)
         self.next_expiry = self.document.next_expiry(now)
-        old = Layout(self._policy, self._index, {node_id: entry.role for node_id, entry in self._entries.items()})
+        old = self._layout()
         self._policy = compile_policy(self.document.at(now))
-        self._index = Index()
+        self._index = self._empty_index()
         for node_id, entry in self._entries.items():
             if entry.peer is not None:
                 role = self._policy.role(entry.peer.name, entry.peer.tags, entry.peer.addresses)
                 self._entries[node_id] = entry.with_role(role)
                 self._index.add(node_id, role, entry.peer.addresses)
-        new = Layout(self._policy, self._index, {node_id: entry.role for node_id, entry in self._entries.items()})
-        for node_id, dirty in changes_between(old, new):
+        for node_id, dirty in changes_between(old, self._layout()):
             if node_id in affected:
                 affected[node_id].merge(dirty)
             else:
                 affected[node_id] = dirty
+
+    def _holders(self, names: Iterable[ServiceName]) -> set[NodeId]:
+        """The nodes that hold any of these services."""
+        return {node_id for name in names for node_id in self._index.members(key_of(name)) & {self.given_to(name)}}
+
+    def _layout(self) -> Layout:
+        roles = {node_id: entry.role for node_id, entry in self._entries.items()}
+        return Layout(self._policy, self._index, roles, self._places)
+
+    def _empty_index(self) -> Index:
+        index = Index()
+        for name in self._policy.gateway_services:
+            index.pin(key_of(name), self._places.addresses(name))
+        return index
 
 
 def _element_changes(old: Entry, new: Entry) -> dict[str, frozenset[str]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from hypothesis import strategies as st
 
-from controller.records import Fleet, NodeRecord, PolicyRecord, TemporaryGrant
+from controller.records import Fleet, NodeRecord, PolicyRecord, ServiceRecord, TemporaryGrant
 from controller.wire.netmap import Mesh
 
 MESH = Mesh(id="mesh1", name="mesh", prefix4="100.64.0.0/16", prefix6="fd00:1::/48")
@@ -32,11 +32,26 @@ def node(number: int, *tags: str, **changes: object) -> NodeRecord:
     return NodeRecord(**(facts | changes))  # type: ignore[arg-type]
 
 
+def place(name: str, number: int, holder: str | None = None) -> ServiceRecord:
+    """A gateway service at a host number that no node of these tests has."""
+    return ServiceRecord(name, (f"100.64.200.{number}", f"fd00:1::c8{number:02x}"), holder)
+
+
 def fleet(
-    nodes: Iterable[NodeRecord], text: str = "", revision: int = 1, grants: Iterable[TemporaryGrant] = ()
+    nodes: Iterable[NodeRecord],
+    text: str = "",
+    revision: int = 1,
+    grants: Iterable[TemporaryGrant] = (),
+    places: Iterable[ServiceRecord] = (),
 ) -> Fleet:
-    policy = PolicyRecord(revision, text)
-    return Fleet(revision, MESH, {n.id: n for n in nodes}, policy, grants={grant.id: grant for grant in grants})
+    return Fleet(
+        revision=revision,
+        mesh=MESH,
+        nodes={n.id: n for n in nodes},
+        policy=PolicyRecord(revision, text),
+        services={p.name: p for p in places},
+        grants={grant.id: grant for grant in grants},
+    )
 
 
 def temporary(number: int, from_: str, to: str, ip: str = "tcp:1", expires: float = NOW + 3600) -> TemporaryGrant:
@@ -76,6 +91,42 @@ def grants(draw: st.DrawFn) -> dict[str, object]:
     }
     expires = draw(expiries)
     return grant | ({"expires": expires} if expires else {})
+
+
+SERVICES = ("tools", "web", "db")
+_GATEWAYS = (
+    {"mcp": {"upstream": "http://127.0.0.1:3000/mcp"}},
+    {"mcp": {"upstream": "http://127.0.0.1:3001/mcp"}},
+    {"http": {"upstream": "http://127.0.0.1:8000"}},
+    {"port": 3},
+)
+
+
+@st.composite
+def services(draw: st.DrawFn) -> dict[str, dict[str, object]]:
+    """Up to three services, of any kind; most have addresses of their own."""
+    found = draw(st.dictionaries(st.sampled_from(SERVICES), st.sampled_from(_GATEWAYS)))
+    return {name: {"on": draw(some_selectors), **how} for name, how in found.items()}
+
+
+@st.composite
+def service_grants(draw: st.DrawFn, declared: dict[str, dict[str, object]]) -> dict[str, object]:
+    to = draw(st.lists(st.sampled_from(sorted(declared)), min_size=1, max_size=2, unique=True))
+    grant: dict[str, object] = {"from": draw(some_selectors), "to": [f"svc:{name}" for name in to]}
+    if all("mcp" in declared[name] for name in to):
+        grant["mcp"] = {"tools": draw(st.sampled_from([["*"], ["search_*"]]))}
+    return grant
+
+
+@st.composite
+def policies_with_services(draw: st.DrawFn, max_grants: int = 3) -> str:
+    """Like `policies`, with services and grants to them."""
+    document = json.loads(draw(policies(max_grants)))
+    declared = draw(services())
+    if declared:
+        document["services"] = declared
+        document["grants"] += draw(st.lists(service_grants(declared), max_size=max_grants))
+    return json.dumps(document)
 
 
 @st.composite
@@ -121,3 +172,18 @@ def fleets(draw: st.DrawFn) -> Fleet:
     numbers = draw(st.sets(st.integers(1, 8), max_size=6))
     nodes = [draw(records(number)) for number in sorted(numbers)]
     return fleet(nodes, draw(policies()), grants=draw(st.lists(temporaries(), max_size=2)))
+
+
+@st.composite
+def places(draw: st.DrawFn, name: str) -> ServiceRecord:
+    """Where a service is: at one of two numbers, held by a node that may serve it, by another, or by nobody."""
+    number = SERVICES.index(name) * 2 + draw(st.integers(1, 2))
+    return place(name, number, draw(st.sampled_from([None, *(f"n{n}" for n in range(1, 9))])))
+
+
+@st.composite
+def fleets_with_services(draw: st.DrawFn) -> Fleet:
+    numbers = draw(st.sets(st.integers(1, 8), max_size=6))
+    among = [draw(records(number)) for number in sorted(numbers)]
+    placed = [draw(places(name)) for name in SERVICES if draw(st.booleans())]
+    return fleet(among, draw(policies_with_services()), grants=draw(st.lists(temporaries(), max_size=2)), places=placed)

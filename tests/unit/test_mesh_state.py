@@ -18,7 +18,20 @@ from controller.records import Change, Fleet, NodeRecord, PolicyRecord
 from controller.wire.netmap import Delta, Netmap, fold
 from controller.wire.rules import Flow, allowing
 
-from .mesh_fleet import MESH, NOW, TAGS, fleet, fleets, key, node, policies, temporaries
+from .mesh_fleet import (
+    MESH,
+    NOW,
+    SERVICES,
+    TAGS,
+    fleet,
+    fleets,
+    fleets_with_services,
+    key,
+    node,
+    places,
+    policies_with_services,
+    temporaries,
+)
 
 GRANTS = """
 grants:
@@ -47,22 +60,32 @@ def any_record(draw: st.DrawFn) -> NodeRecord:
     )
 
 
+some_places = st.dictionaries(st.sampled_from(SERVICES), st.none(), min_size=1, max_size=2).flatmap(
+    lambda names: st.fixed_dictionaries({name: st.none() | places(name) for name in names})
+)
+
+
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
     """A change of revision 0: of one object of any kind, or of several. `numbered` gives it a revision."""
-    kind = draw(st.sampled_from(["set", "set", "set", "remove", "policy", "grant", "revoke", "several"]))
+    kinds = ["set", "set", "set", "remove", "policy", "grant", "revoke", "place", "place", "several"]
+    kind = draw(st.sampled_from(kinds))
     if kind == "remove":
         return Change(0, {f"n{draw(st.integers(1, 8))}": None})
     if kind == "policy":
-        return Change(0, policy=PolicyRecord(0, draw(policies(max_grants=3))))
+        return Change(0, policy=PolicyRecord(0, draw(policies_with_services())))
     if kind == "revoke":
         return Change(0, grants={f"t{draw(st.integers(1, 3))}": None})
+    if kind == "place":
+        return Change(0, services=draw(some_places))
     granted = {} if kind == "set" else {g.id: g for g in [draw(temporaries())]}
     if kind == "grant":
         return Change(0, grants=granted)
     found = draw(st.lists(any_record(), min_size=1, max_size=1 if kind == "set" else 4))
-    policy = PolicyRecord(0, draw(policies(max_grants=3))) if kind == "several" else None
-    return Change(0, {r.id: r for r in found}, policy, grants=granted)
+    nodes: dict[str, NodeRecord | None] = {r.id: r for r in found}
+    if kind == "set":
+        return Change(0, nodes)
+    return Change(0, nodes, PolicyRecord(0, draw(policies_with_services())), draw(some_places), granted)
 
 
 def numbered(change: Change, revision: int) -> Change:
@@ -72,7 +95,7 @@ def numbered(change: Change, revision: int) -> Change:
 
 def objects(change: Change) -> int:
     """How many objects it is about."""
-    return len(change.nodes) + len(change.grants) + (change.policy is not None)
+    return len(change.nodes) + len(change.grants) + len(change.services) + (change.policy is not None)
 
 
 class Client:
@@ -101,13 +124,14 @@ def applied(records: Fleet, change: Change) -> Fleet:
         nodes.pop(node_id, None)
         if record is not None:
             nodes[node_id] = record
+    services = {n: s for n, s in {**records.services, **change.services}.items() if s is not None}
     granted = {**records.grants, **change.grants}
     grants = {grant_id: grant for grant_id, grant in granted.items() if grant is not None}
-    return Fleet(change.revision, records.mesh, nodes, change.policy or records.policy, grants=grants)
+    return Fleet(change.revision, records.mesh, nodes, change.policy or records.policy, services, grants)
 
 
 @settings(max_examples=300, deadline=None)
-@given(fleets(), st.lists(st.tuples(changes(), st.booleans()), max_size=12))
+@given(fleets_with_services(), st.lists(st.tuples(changes(), st.booleans()), max_size=12))
 def test_folded_deltas_are_a_fresh_snapshot_for_every_node(start: Fleet, steps: list[tuple[Change, bool]]) -> None:
     state, now = MeshState(start, NOW), start
     clients = {node_id: Client(state, node_id) for node_id in start.nodes}
@@ -134,7 +158,12 @@ def test_folded_deltas_are_a_fresh_snapshot_for_every_node(start: Fleet, steps: 
 
 
 @settings(max_examples=200, deadline=None)
-@given(fleets(), st.lists(changes(), min_size=1, max_size=8), st.integers(0, 8), st.sampled_from([10_000, 12, 40]))
+@given(
+    fleets_with_services(),
+    st.lists(changes(), min_size=1, max_size=8),
+    st.integers(0, 8),
+    st.sampled_from([10_000, 12, 40]),
+)
 def test_a_host_that_resumes_from_any_revision_in_the_log_has_a_fresh_snapshot(
     start: Fleet, steps: list[Change], away: int, log_size: int
 ) -> None:
@@ -156,7 +185,7 @@ def test_a_host_that_resumes_from_any_revision_in_the_log_has_a_fresh_snapshot(
 
 
 @settings(max_examples=200, deadline=None)
-@given(fleets(), changes())
+@given(fleets_with_services(), changes())
 def test_only_maps_that_change_are_touched(start: Fleet, step: Change) -> None:
     state = MeshState(start, NOW)
     before = {node_id: state.netmap(node_id) for node_id in start.nodes}
