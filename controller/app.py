@@ -17,6 +17,7 @@ from controller.api import (
     nodes,
     openapi,
     policy,
+    services,
     status,
     stream,
     tokens,
@@ -54,7 +55,7 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     strict = [Depends(only_known_parameters)]
     api.include_router(status.root, dependencies=strict)
     api.include_router(metrics.root, dependencies=strict)
-    for part in (status, nodes, enrolment, policy, grants, audit, calls, denials, tokens):
+    for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     api.include_router(stream.router, prefix=PREFIX)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way

@@ -40,6 +40,8 @@ class Action(StrEnum):
     GRANT_CREATE = "admin:grant:create"
     GRANT_EXTEND = "admin:grant:extend"
     GRANT_REVOKE = "admin:grant:revoke"
+    SERVICE_MOVE = "admin:service:move"
+    SERVICE_FAILOVER = "system:service:move"  # its holder was lost, or may not serve it any more
     NODE_ENROL = "host:node:enrol"
     NODE_ROTATE = "host:node:rotate"
     NODE_REPORT = "host:node:report"

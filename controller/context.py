@@ -22,6 +22,7 @@ from controller.metrics import Metrics
 from controller.nodes import Nodes
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
+from controller.services import Services
 from controller.store.store import Store
 from controller.tls import Trust
 from controller.tokens import Tokens
@@ -46,6 +47,7 @@ class Context:
     enrolment: Enrolment
     policy: PolicyDocuments
     grants: Grants
+    services: Services
     now: Clock
     drifts: Drifts
     calls: CallBook

@@ -34,12 +34,24 @@ from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 from controller.wire.stream import SERVING_INTERVAL
 
-__all__ = ["ABSENCE", "FAILING", "RECONNECT", "SILENCE", "Condition", "Vitals", "condition", "decide"]
+__all__ = [
+    "ABSENCE",
+    "FAILING",
+    "RECONNECT",
+    "SETTLE",
+    "SILENCE",
+    "Condition",
+    "Vitals",
+    "condition",
+    "decide",
+    "reason",
+]
 
 SILENCE: Final = 3 * SERVING_INTERVAL  # three heartbeats missed
 FAILING: Final = 3.0  # seconds: a server that is restarted is back by then
 ABSENCE: Final = 2.0  # seconds: an agentd that is restarted is back by then
 RECONNECT: Final = 20.0  # seconds that hosts get to come back after the controller was away
+SETTLE: Final = 15.0  # seconds in which a holder that an administrator chose is not judged
 
 Condition = Literal["healthy", "ailing", "lost"]
 
@@ -71,6 +83,19 @@ def condition(vitals: Vitals, now: float) -> Condition:
     if vitals.failing is None:
         return "healthy"
     return "lost" if now - vitals.failing >= FAILING else "ailing"
+
+
+def reason(vitals: Vitals, now: float) -> str:
+    """Why a node is not healthy, for people."""
+    if not vitals.online:
+        if not vitals.seen:
+            return "it has not connected since the controller started"
+        return f"it has been offline for {now - vitals.changed:.0f} s"
+    if vitals.heard is None or vitals.heard < vitals.changed:
+        return f"it has said nothing of this service for {now - vitals.changed:.0f} s"
+    if now - vitals.heard >= SILENCE:
+        return f"nothing was heard of it for {now - vitals.heard:.0f} s"
+    return vitals.error or "it can answer"
 
 
 def decide(

@@ -4,15 +4,18 @@ import asyncio
 import time
 from collections.abc import Collection, Sequence
 
+from controller.admission import Admission
 from controller.audit import Action
-from controller.policy import Document, PolicyError, check, parse
+from controller.policy import Document, PolicyError, check, compile_policy, parse
 from controller.policy.difference import difference
 from controller.policy.model import Member
 from controller.policy.temporary import beside
 from controller.problems import Kind, Refused
 from controller.records import Fleet
+from controller.services import settle
 from controller.store.store import Store
 from controller.store.values import StoredPolicy
+from controller.wire.mcp import ServiceName
 from controller.wire.netmap import Mesh
 from controller.wire.rest import PolicyDifference, PolicyDocument, PolicyFinding, PolicyReport
 
@@ -24,9 +27,10 @@ _SUBJECT = "policy"
 class PolicyDocuments:
     """The domain of policy documents."""
 
-    def __init__(self, store: Store, mesh: Mesh) -> None:
+    def __init__(self, store: Store, mesh: Mesh, admission: Admission) -> None:
         self._store = store
         self._mesh = mesh
+        self._admission = admission
 
     async def current(self) -> PolicyDocument:
         """The document in force; revision 0 with no text before the first."""
@@ -54,10 +58,14 @@ class PolicyDocuments:
         return await asyncio.to_thread(_difference, text, fleet)
 
     async def apply(self, actor: str, text: str, expected: Collection[int] | None) -> PolicyDocument:
-        """Put the document in force if it checks and its tests pass. Raises Refused (POLICY_REFUSED) with findings."""
+        """Put the document in force if it checks and its tests pass, and give its services addresses.
+
+        Raises Refused (POLICY_REFUSED with findings, PRECONDITION_FAILED, POOL_EMPTY).
+        """
         report = await self.check(text)
         if not report.ok:
             raise _refused(report.findings)
+        services = await asyncio.to_thread(_gateway_services, text)
         async with self._store.mutation(actor, Action.POLICY_APPLY, _SUBJECT) as tx:
             before = await tx.policy.current()
             if expected is not None and (before.revision if before else 0) not in expected:
@@ -70,7 +78,11 @@ class PolicyDocuments:
                 tx.discard()
                 return _document(before)
             applied = await tx.policy.apply(text, actor=actor, now=tx.now)
-            tx.record(old={"text": before.text} if before else None, new={"text": text})
+            gone, added = await settle(tx, self._admission, services)
+            tx.record(
+                old={"text": before.text} | ({"services": gone} if gone else {}) if before else None,
+                new={"text": text} | ({"services": added} if added else {}),
+            )
         return _document(applied)
 
 
@@ -103,6 +115,10 @@ def _difference(text: str, fleet: Fleet) -> PolicyDifference:
     old, _ = beside(_in_force(fleet.policy.text), fleet.grants.values())
     new, _ = beside(parse(text), fleet.grants.values())
     return difference(old, new, members, now)
+
+
+def _gateway_services(text: str) -> frozenset[ServiceName]:
+    return frozenset(compile_policy(parse(text)).gateway_services)
 
 
 def _in_force(text: str) -> Document:

@@ -50,6 +50,9 @@ class Kind(Enum):
     ADDRESS_QUARANTINED = ("address-quarantined", 409, "The address was released a moment ago")
     ADDRESS_UNUSABLE = ("address-unusable", 422, "The address cannot be given to a node")
     POOL_EMPTY = ("address-pool-empty", 409, "No address is free")
+    # Services
+    CANNOT_SERVE = ("node-cannot-serve", 409, "The node may not serve this service")
+    NOT_HEALTHY = ("node-not-healthy", 409, "The node cannot answer for this service now")
     # Policy
     POLICY_REFUSED = ("policy-refused", 422, "The policy document is not acceptable")
     # Temporary grants

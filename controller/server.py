@@ -30,6 +30,7 @@ from controller.mesh.hub import Hub
 from controller.nodes import Nodes
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
+from controller.services import Services
 from controller.settings import Settings, SettingsError
 from controller.state_dir import StateDir
 from controller.store.engine import StoreError
@@ -84,7 +85,7 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         stack.push_async_callback(context.hub.close)
         server = _Server(_config(settings, context, tls), context.hub)
         await stack.enter_async_context(_serving(server, listening))
-        await stack.enter_async_context(_in_background(tls.renew(), _tidy(settings, context)))
+        await stack.enter_async_context(_in_background(tls.renew(), _tidy(settings, context), context.services.watch()))
         yield Running(url=url.rstrip("/"), port=port, context=context, first_token=token.secret if token else None)
 
 
@@ -117,8 +118,9 @@ async def _wire(
             lifetime=settings.node_lifetime,
             now=now,
         ),
-        policy=PolicyDocuments(store, mesh),
+        policy=PolicyDocuments(store, mesh, admission),
         grants=Grants(store, hub, now, settings.grant_longest),
+        services=Services(store, hub),
         now=now,
         drifts=Drifts(store),
         calls=CallBook(store, settings.calls_kept, now),

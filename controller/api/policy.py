@@ -51,7 +51,7 @@ async def get_policy(ctx: Ctx, _: Reader, response: Response) -> PolicyDocument:
     "/policy",
     summary="Replace the policy",
     description="Refused, with findings, unless the document checks and its own tests pass.",
-    responses=problems(*ACCESS, *EDITING, Kind.POLICY_REFUSED, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+    responses=problems(*ACCESS, *EDITING, Kind.POLICY_REFUSED, Kind.POOL_EMPTY, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def put_policy(ctx: Ctx, admin: Admin, wanted: _Write, expected: Expected, response: Response) -> PolicyDocument:
     """PUT /policy."""

@@ -38,6 +38,7 @@ from controller.wire.stream import (
     HostReport,
     Recorded,
     Report,
+    Serving,
     agent_frame,
 )
 
@@ -164,6 +165,8 @@ class _Session:
                 self._context.denials.heard(self._node_id, frame.minute, frame.denials)
             elif isinstance(frame, Answer):
                 self._context.questions.answered(self._node_id, frame)
+            elif isinstance(frame, Serving):
+                self._context.services.heard(self._node_id, frame.services)
             elif isinstance(frame, Drift):
                 await self._drifted(frame)
             elif isinstance(frame, Calls):

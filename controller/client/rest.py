@@ -41,6 +41,7 @@ from controller.wire.rest import (
     Problem,
     StaticPeerCreate,
 )
+from controller.wire.services import MeshService, ServiceMove
 
 from .errors import BadAnswerError, NotFoundError, RefusedError, UnreachableError
 from .trust import TIMEOUT, tls_problem, unreachable
@@ -208,6 +209,20 @@ class RestClient:
         """GET /policy/counters. `node` by name or id; None for all that are online."""
         params = {"node": node} if node is not None else {}
         return self._read(PolicyCounters, self._send("GET", "policy/counters", params=params))
+
+    # Services
+
+    def services(self) -> Iterator[MeshService]:
+        """GET /services, all pages."""
+        return self._pages(MeshService, "services", {})
+
+    def service(self, name: str) -> MeshService:
+        """GET /services/{name}."""
+        return self._read(MeshService, self._send("GET", f"services/{_segment(name)}"))
+
+    def move_service(self, name: str, move: ServiceMove) -> MeshService:
+        """POST /services/{name}/move."""
+        return self._read(MeshService, self._post(f"services/{_segment(name)}/move", move))
 
     # Audit
 

@@ -1,0 +1,49 @@
+"""Resources of `/api/v1/services`: where the services of the policy in force are now."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import Address, Message, NodeName, Revision
+from .mcp import ServiceName
+from .netmap import NodeId
+
+__all__ = ["MeshService", "ServiceHost", "ServiceMove"]
+
+
+class ServiceHost(Message):
+    """A node that may serve it. `healthy`: its gateway says that the service can answer; else `error` says why not."""
+
+    id: NodeId
+    name: NodeName
+    online: bool
+    healthy: bool
+    error: str | None = None
+
+
+class MeshService(Message):
+    """A service with mesh addresses of its own. `holder` has them since `since`, and answers there.
+
+    `healthy` and `error` are the holder's; without a holder nobody answers.
+    """
+
+    name: ServiceName
+    kind: Literal["mcp", "http"]
+    fqdn: str
+    addresses: tuple[Address, ...]
+    port: int
+    path: str = ""
+    holder: NodeName | None
+    since: datetime
+    healthy: bool
+    error: str | None = None
+    hosts: tuple[ServiceHost, ...]
+    revision: Revision
+
+
+class ServiceMove(Message):
+    """POST /services/{name}/move. `node`: its name or id; `force`: also when it is not healthy."""
+
+    node: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["tools2"])]
+    force: bool = False
