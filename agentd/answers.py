@@ -51,6 +51,7 @@ from .local_api import (
 )
 from .local_server import Handed, Subscription
 from .model import Counted, KernelError, Observed
+from .naming import Naming
 from .netmap import whois
 from .reconcile import Reconciler
 from .records import RecordsPost
@@ -78,6 +79,7 @@ class Parts:
     denied: DeniedLog
     records: RecordsPost
     serving: Serving
+    naming: Naming
     notices: tuple[str, ...]
     started: datetime
     leave: Callable[[bool], Awaitable[Left]]  # takes `force`
@@ -184,7 +186,7 @@ async def _status(parts: Parts) -> Status:
         in_force=applier.in_force.revision if applier.in_force else None,
         error=applier.outcome.error if applier.outcome else None,
         save_error=applier.save_error,
-        notices=(*parts.notices, *map(notice, hidden_by), *unread),
+        notices=(*parts.notices, *map(notice, hidden_by), *unread, *filter(None, [parts.naming.problem])),
         hidden_by=hidden_by,
         certificate_until=certificate.not_valid_after_utc,
         renewal=due(certificate),
@@ -198,6 +200,7 @@ async def _status(parts: Parts) -> Status:
         drifts=applier.drifts,
         peers=_peers(netmap, observed),
         services=parts.serving.services(),
+        names={f"{name}.{netmap.mesh.domain}": addresses for name, addresses in netmap.names.items()} if netmap else {},
         gateway=_gateway(parts),
     )
 

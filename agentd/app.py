@@ -258,6 +258,15 @@ def denied(
         sys.stdout.flush()
 
 
+@app.command("write-names", epilog=_examples("sudo agentd write-names"))
+def write_names(context: typer.Context) -> None:
+    """Put the mesh's names into the hosts file for a daemon that may not; what wardmesh-names.service runs as root."""
+    from . import naming  # noqa: PLC0415  # see above
+
+    config: Config = context.obj.load()
+    typer.echo(f"{config.hosts_file}: {'changed' if naming.write_left(config) else 'as it should be'}")
+
+
 @app.command("rotate-key", epilog=_examples("sudo agentd rotate-key"))
 def rotate_key(context: typer.Context) -> None:
     """Replace this host's WireGuard key; peers learn the new one from the controller."""

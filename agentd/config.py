@@ -55,10 +55,17 @@ def _check_user(value: str) -> str:
     return value
 
 
+def _check_hosts_file(value: Path | Literal[False]) -> Path | Literal[False]:
+    if value is not False and not value.is_absolute():
+        raise ValueError(f"'{value}' is not a whole path: give one from /, or false for no names on this host")
+    return value
+
+
 class Config(Message):
     """What the file may say. `addresses` and `name` are wishes at join time; the controller decides.
 
-    `gateway`: agentd starts the MCP gateway, as GATEWAY_USER or as the user that is named; False: somebody else does.
+    `hosts_file`: where the mesh's names are kept, False: nowhere. `gateway`: agentd starts the MCP gateway, as
+    GATEWAY_USER or as the user that is named; False: somebody else does.
     """
 
     name: NodeName | None = None
@@ -73,6 +80,7 @@ class Config(Message):
     state_dir: Path = Path("/var/lib/wardmesh")
     socket: Annotated[Path, AfterValidator(_check_socket)] = Path("/run/wardmesh/agentd.sock")
     socket_group: str | None = None
+    hosts_file: Annotated[Path | Literal[False], AfterValidator(_check_hosts_file)] = Path("/etc/hosts")
     gateway: bool | Annotated[str, AfterValidator(_check_user)] = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["plain", "json"] = "plain"

@@ -34,6 +34,7 @@ from .leave import leave
 from .local_api import Answer, Left, Request
 from .local_server import Handed, Subscription, listening, serve
 from .model import KernelError, LinkSettings
+from .naming import Naming, remove_names
 from .netmap import load
 from .reconcile import Reconciler
 from .records import RecordsPost
@@ -95,11 +96,13 @@ async def _leave_without_daemon(config: Config, *, force: bool) -> Left:
         kernel = Reconciler(_link_settings(config), WireguardKey.generate().raw)
         stack.push_async_callback(kernel.close)
         await kernel.start()
-        return await leave(state, kernel, partial(_remove_gateway, config), force=force)
+        return await leave(state, kernel, partial(_remove_more, config), force=force)
 
 
-async def _remove_gateway(config: Config) -> list[str]:
-    return await asyncio.to_thread(remove_files, config.gateway_dir) if config.gateway else []
+async def _remove_more(config: Config) -> list[str]:
+    """What a daemon that does not run left besides kernel state and its own files."""
+    names = await asyncio.to_thread(remove_names, config)
+    return [*names, *(await asyncio.to_thread(remove_files, config.gateway_dir) if config.gateway else [])]
 
 
 async def _run(config: Config) -> int:
@@ -141,6 +144,7 @@ class _Daemon:
         self._denied, self._records = DeniedLog(), RecordsPost()
         self._serving = Serving(self._serving_changed)
         self._gateway = GatewayProcess(config, user, self._serving) if user is not None else None
+        self._naming = Naming(config)
         notices = self._load_map()
         self._control = Control(
             state,
@@ -166,6 +170,7 @@ class _Daemon:
             denied=self._denied,
             records=self._records,
             serving=self._serving,
+            naming=self._naming,
             notices=tuple(notices),
             started=datetime.now(UTC),
             leave=self._leave,
@@ -184,6 +189,7 @@ class _Daemon:
             self._control.run(),
             self._watch_drift(),
             self._watch_addresses(),
+            self._naming.run(),
             serve(server, self._answer, self._answered, gateway_user=gateway_uid(self._config)),
             *([self._gateway.run()] if self._gateway is not None else []),
         )
@@ -236,7 +242,8 @@ class _Daemon:
         return left
 
     async def _remove_more(self) -> list[str]:
-        return await self._gateway.end() if self._gateway is not None else []
+        names = await self._naming.end()
+        return [*names, *(await self._gateway.end() if self._gateway is not None else [])]
 
     def _serving_changed(self) -> None:
         self._control.serving_changed()
@@ -257,6 +264,7 @@ class _Daemon:
     def _on_outcome(self, outcome: Outcome) -> None:
         if self._applier.in_force is not None:
             self._serving.adopt(self._applier.in_force)
+            self._naming.adopt(self._applier.in_force)
         self._control.changed()
         self._tell_systemd(
             f"revision {outcome.revision} is not in force: {outcome.error}"

@@ -274,6 +274,9 @@ class Status(Message):
     drifts: int = Field(default=0, description="times that somebody changed what agentd made")
     peers: tuple[PeerStatus, ...] = ()
     services: tuple[ServiceStatus, ...] = Field(default=(), description="those that this host may serve")
+    names: dict[str, tuple[Address, ...]] = Field(
+        default_factory=dict, description="the services that this host may call, by full name"
+    )
     gateway: GatewayStatus | None = Field(default=None, description="None: nothing is to be served here")
 
 

@@ -93,6 +93,9 @@ def _facts(answer: Status) -> list[tuple[str, Text | str]]:
         ),
         ("certificate", f"until {_moment(answer.certificate_until)}, renewed from {_moment(answer.renewal)}"),
     ]
+    if answer.names:
+        called = (f"{name} ({' '.join(addresses)})" for name, addresses in sorted(answer.names.items()))
+        facts.append(("may call", escape(", ".join(called))))
     if answer.gateway is not None:
         facts.append(("gateway", _gateway(answer.gateway)))
     facts += [

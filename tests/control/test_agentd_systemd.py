@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from agentd.config import Config
+from agentd.naming import LEFT
+
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 BIN = Path(sys.executable).parent
-NAMES = ["agentd.service", "wardmesh-controller.service", "wardmesh-gateway.service"]
+NAMES = ["agentd.service", "wardmesh-controller.service", "wardmesh-gateway.service", "wardmesh-names.service"]
 LARGEST_EXPOSURE = 2.0
 
 pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -41,12 +44,19 @@ def test_the_exposure_is_low(name: str) -> None:
         ("agentd.service", ["CAP_NET_ADMIN CAP_NET_BIND_SERVICE"] * 2),
         ("wardmesh-controller.service", [""]),
         ("wardmesh-gateway.service", [""]),
+        ("wardmesh-names.service", ["CAP_DAC_OVERRIDE CAP_CHOWN CAP_FOWNER"]),
     ],
 )
 def test_a_unit_has_the_capabilities_that_it_needs_and_no_other(name: str, capabilities: list[str]) -> None:
     text = (UNITS / name).read_text()
     found = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", text, flags=re.MULTILINE)
     assert found == capabilities
+
+
+def test_the_names_are_written_when_agentd_leaves_them() -> None:
+    path = (UNITS / "wardmesh-names.path").read_text()
+    assert f"PathChanged={Config().socket.parent / LEFT}\n" in path
+    assert "WantedBy=agentd.service\n" in path
 
 
 def test_the_gateway_may_open_agentds_socket_by_its_group() -> None:

@@ -1,4 +1,4 @@
-"""A network namespace with what else makes a machine: a host name, its own /run and /sys.
+"""A network namespace with what else makes a machine: a host name, its own /run, /sys and /etc/hosts.
 
 So several hosts of one lab run the same daemons with the same paths under /run, as real hosts do. Other files are
 shared with the machine that runs the tests. Knows nothing of topologies.
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from tests.lab.namespaces import Namespace, set_namespace
+from tests.lab.revealed import reveal
 
 __all__ = ["Machine"]
 
@@ -26,9 +27,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Machine(Namespace):
     """A namespace of each kind that the daemons look at, held open by this process: they end with it."""
 
-    def __init__(self, name: str, hostname: str, run_directory: Path) -> None:
+    def __init__(self, name: str, hostname: str, run_directory: Path, hosts_file: Path) -> None:
         super().__init__(name)
         self._run_directory = run_directory
+        self._hosts_file = hosts_file
+        hosts_file.write_text("127.0.0.1 localhost\n::1 localhost\n")
         self._hostname = hostname
         self._descriptors = _on_a_thread(self._make)
 
@@ -55,7 +58,9 @@ class Machine(Namespace):
         _mount("none", "/", None, MS_REC | MS_PRIVATE)
         with self.enter():
             _mount("sysfs", "/sys", "sysfs")
+        reveal()  # other users may run the project's programs
         _mount(str(self._run_directory), "/run", None, MS_BIND)
+        _mount(str(self._hosts_file), "/etc/hosts", None, MS_BIND)
         name = self._hostname.encode()
         _check("sethostname", name, len(name))
         return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), os.open("/proc/thread-self/ns/uts", os.O_RDONLY)

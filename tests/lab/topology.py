@@ -83,7 +83,9 @@ class Switch:
 
 @dataclass(eq=False)
 class Host:
-    """A machine on the network, with its own host name, /run and /sys; other files are shared with the tests' machine.
+    """A machine on the network, with its own host name, /run, /sys and /etc/hosts.
+
+    Other files are shared with the tests' machine.
 
     `directory` is for its files: state directories, configuration. They go with the lab.
     """
@@ -228,6 +230,7 @@ class Lab:
         self._prefixes6 = IPv6Network("2001:db8::/32").subnets(new_prefix=64)
         # Short: the path of a Unix socket has at most 107 bytes.
         self.directory = Path(self._ended.enter_context(tempfile.TemporaryDirectory(prefix="lab-")))
+        self.directory.chmod(0o711)  # hosts have programs that run as other users
         self._ended.callback(self._end)
 
     def __enter__(self) -> Self:
@@ -250,7 +253,7 @@ class Lab:
         """A new host, plugged into each switch with the next free addresses. Its links are eth0, eth1, …"""
         directory = self.directory / name
         (directory / "run").mkdir(parents=True)
-        machine = Machine(f"{self.prefix}-{name}", name, directory / "run")
+        machine = Machine(f"{self.prefix}-{name}", name, directory / "run", directory / "hosts")
         self._namespaces.append(machine)
         host = Host(name, machine, directory)
         self.hosts[name] = host

@@ -45,6 +45,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         socket = "/run/mesh.sock"
         socket_group = "mesh"
         gateway = "mesh-gateway"
+        hosts_file = "/etc/netns/mesh/hosts"
         log_level = "debug"
         log_format = "json"
         """,
@@ -59,6 +60,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
     [
         ("lisen_port = 1", "unknown key 'lisen_port': did you mean 'listen_port'?"),
         ("[table]\nx = 1", "table: "),
+        ('hosts_file = "hosts"', "give one from /, or false"),
         ('gateway = "no body"', "give true, false or a user's name"),
         ("zzz = 1", "unknown key 'zzz': known keys are name, addresses"),
         ("listen_port = 0", "listen_port: must be greater than or equal to 1 (found 0)"),
@@ -101,6 +103,10 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 )
 def test_the_gateway_has_a_user_of_its_own(tmp_path: Path, text: str, user: str) -> None:
     assert load(written(tmp_path, text)).gateway_user == user
+
+
+def test_names_may_be_kept_nowhere(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "hosts_file = false")).hosts_file is False
 
 
 def test_the_gateways_state_is_beside_agentds() -> None:
