@@ -132,6 +132,7 @@ def footprint(host: Host) -> str:
         "ip -6 route show table all",
         "ip rule",
         "nft list ruleset",
+        "cat /etc/hosts",
     )
     answers = [
         host.run("sh", "-c", f"{question} | sed 's/ \\(valid_lft\\|expires\\).*//' | sort").stdout
@@ -264,6 +265,14 @@ def test_a_damaged_map_is_set_aside_and_never_applied(mesh: Mesh) -> None:
     mesh.left.wait_in_force()
     eventually(mesh.reaches, 20, what="the tunnel")
     assert (mesh.left.state_dir / "wireguard.key").read_bytes() == keys
+
+
+def test_peers_have_names(mesh: Mesh) -> None:
+    def address() -> str:
+        return mesh.left.host.run("getent", "ahostsv4", "right.mesh.internal", check=False).stdout.partition(" ")[0]
+
+    eventually(lambda: address() == mesh_address(mesh.right), 20, what="the peer's name")
+    assert "127.0.0.1" in mesh.left.host.run("getent", "ahostsv4", "localhost").stdout
 
 
 @pytest.mark.parametrize("daemon_runs", [True, False])
