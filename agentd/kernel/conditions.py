@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum, IntEnum
 from typing import Any, Final
 
@@ -76,9 +77,19 @@ def meets(scope: Scope, condition: Mapping[str, Any]) -> Answer:
     if operator == "!=":
         answer = _contains(scope, left, right)
         return {Answer.YES: Answer.NO, Answer.NO: Answer.YES}.get(answer, answer)
+    if isinstance(right, str) and isinstance(left, int):
+        right = _seconds(right)
     if isinstance(left, int) and isinstance(right, int) and operator in _COMPARISONS:
         return Answer.YES if _COMPARISONS[operator](left, right) else Answer.NO
     return Answer.SOMETIMES if isinstance(left, Open) else Answer.UNREAD
+
+
+def _seconds(text: str) -> int | None:
+    """A time as libnftables prints it, in the time zone of the process, in seconds since the epoch."""
+    try:
+        return int(datetime.strptime(text, "%Y-%m-%d %H:%M:%S").astimezone().timestamp())
+    except ValueError:
+        return None
 
 
 _COMPARISONS: Final[Mapping[str, Callable[[int, int], bool]]] = {

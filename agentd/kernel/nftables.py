@@ -17,9 +17,8 @@ _NFT_CTX_DEFAULT: Final = 0
 _OUTPUT_HANDLE: Final = 1 << 3
 _OUTPUT_JSON: Final = 1 << 4
 _OUTPUT_NUMERIC_PRIO: Final = 1 << 8
-_OUTPUT_NUMERIC_TIME: Final = 1 << 10
 _OUTPUT_TERSE: Final = 1 << 11  # without the elements of sets, which may be many
-_LISTING: Final = _OUTPUT_HANDLE | _OUTPUT_NUMERIC_PRIO | _OUTPUT_NUMERIC_TIME | _OUTPUT_TERSE
+_LISTING: Final = _OUTPUT_HANDLE | _OUTPUT_NUMERIC_PRIO | _OUTPUT_TERSE
 
 
 class Nftables:

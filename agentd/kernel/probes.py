@@ -1,7 +1,8 @@
 """Packets that stand for a host's traffic: what its map allows over the mesh link, and WireGuard's own. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Final
 
@@ -15,6 +16,7 @@ from .ruleset import live_rules
 
 __all__ = ["Probe", "of_flow", "probes"]
 
+_FirstOf = Callable[[str, bool], Address | None]
 _MOST_RULES: Final = 200  # a status must not take seconds
 _ANY: Final = Open()
 _EPHEMERAL: Final = Open()  # the port that the one who opens a flow takes
@@ -40,9 +42,10 @@ def probes(netmap: Netmap | None, link: LinkSettings, now: float) -> Iterator[Pr
     yield from _wireguard(link)
     if netmap is None:
         return
+    first_of = _firsts(netmap)
     for rule in islice(live_rules(netmap, now), _MOST_RULES):
         port = rule.ports[0][0] if rule.ports else None
-        for peer, own in _pairs(netmap, rule):
+        for peer, own in _pairs(netmap, rule, first_of):
             flow = Flow(direction=rule.direction, peer=peer, protocol=rule.protocol, port=port, local=own)
             yield from of_flow(flow, own, link, now)
 
@@ -133,18 +136,27 @@ def _common(six: bool, protocol: str, now: float) -> dict[str, object]:
     }
 
 
-def _pairs(netmap: Netmap, rule: Rule) -> Iterator[tuple[Address, Address]]:
+def _pairs(netmap: Netmap, rule: Rule, first_of: _FirstOf) -> Iterator[tuple[Address, Address]]:
     """For each family, one peer of the rule and the address of this host that it may be for."""
-    owns = set(netmap.node.addresses)
+    owns = netmap.node.addresses
     if rule.local:
-        owns = set(netmap.node.held) & _members(netmap, rule.local)
-    peers = _members(netmap, rule.peers) - owns
+        meant = {address for name in rule.local if name in netmap.sets for address in netmap.sets[name].addresses}
+        owns = tuple(address for address in netmap.node.held if address in meant)
     for six in (False, True):
-        peer = min((address for address in peers if (":" in address) == six), default=None)
+        peers = (first_of(name, six) for name in rule.peers)
+        peer = min((address for address in peers if address is not None), default=None)
         own = min((address for address in owns if (":" in address) == six), default=None)
         if peer is not None and own is not None:
             yield peer, own
 
 
-def _members(netmap: Netmap, names: tuple[str, ...]) -> set[Address]:
-    return {address for name in names if name in netmap.sets for address in netmap.sets[name].addresses}
+def _firsts(netmap: Netmap) -> _FirstOf:
+    """One address of a set and family that is not the host's own: sets are large, and rules share them."""
+    owns = {*netmap.node.addresses, *netmap.node.held}
+
+    @cache
+    def first_of(name: str, six: bool) -> Address | None:
+        members = netmap.sets[name].addresses if name in netmap.sets else ()
+        return min((one for one in members if (":" in one) == six and one not in owns), default=None)
+
+    return first_of
