@@ -123,7 +123,7 @@ async def _wire(
         services=Services(store, hub),
         now=now,
         drifts=Drifts(store),
-        calls=CallBook(store, settings.calls_kept, now),
+        calls=CallBook(store, hub.services, settings.calls_kept, now),
         questions=Questions(hub),
     )
 

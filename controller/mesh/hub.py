@@ -105,6 +105,10 @@ class Hub:
         """The node with this id."""
         return self._loaded().record(node_id)
 
+    def services(self, node_id: NodeId) -> frozenset[str]:
+        """The gateway services that policy lets this node serve, by name."""
+        return self._loaded().services(node_id)
+
     def find(self, reference: str) -> NodeRecord | None:
         """The node of this name or, when none has it, of this id."""
         return self._loaded().find(reference)

@@ -125,6 +125,10 @@ class MeshState:
             sets={key: self._index.address_set(key) for key in sorted(sets)},
         )
 
+    def services(self, node_id: NodeId) -> frozenset[str]:
+        """The gateway services that policy lets this node serve, by name."""
+        return frozenset(self._policy.view(self._entries.get(node_id, ABSENT).role).services)
+
     def netmap(self, node_id: NodeId) -> Netmap | None:
         """The whole map of a node; None for one that does not exist or cannot be described."""
         entry = self._entries.get(node_id, ABSENT)

@@ -1,6 +1,6 @@
 """The records of gateways: appended in batches, read newest first or as they came, deleted when they are old."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -53,14 +53,13 @@ class CallTable:
 
     async def _entries(self, query: Select[CallRow]) -> list[CallEntry]:
         return [
-            CallEntry(
-                number=row.number,
-                node=row.node,
-                received=row.received,
-                record=CallRecord.model_validate_json(row.record),
-            )
-            for row in await self._unit.session.scalars(query)
+            _entry(row, CallRecord.model_validate_json(row.record)) for row in await self._unit.session.scalars(query)
         ]
+
+
+def _entry(row: CallRow, record: CallRecord) -> CallEntry:
+    claimed = record.service is not None and row.service is None
+    return CallEntry(number=row.number, node=row.node, received=row.received, claimed=claimed, record=record)
 
 
 def _filtered(wanted: CallFilter) -> Select[CallRow]:
@@ -84,10 +83,18 @@ def _filtered(wanted: CallFilter) -> Select[CallRow]:
 
 
 async def append_calls(
-    session: AsyncSession, node: NodeId, *, spool: str, first: int, records: Sequence[CallRecord], now: datetime
+    session: AsyncSession,
+    node: NodeId,
+    *,
+    spool: str,
+    first: int,
+    records: Sequence[CallRecord],
+    own: Container[str],
+    now: datetime,
 ) -> int:
     """Add those of `records` that are not there yet; returns the number of the spool's last that is.
 
+    The column of the service is empty where it is not one of the node's `own`, so that it is a claim and no more.
     A hole between the last and `first` becomes a record of its own: what is missing must be seen.
     """
     row = await session.scalar(select(SpoolRow).where(SpoolRow.node == node, SpoolRow.spool == spool))
@@ -98,8 +105,10 @@ async def append_calls(
     rows = []
     if first > row.through + 1:
         lost = CallRecord(event=_MISSING, time=now, dropped=first - row.through - 1)
-        rows.append(_row(row, node, first - 1, lost, now))
-    rows += [_row(row, node, seq, record, now) for seq, record in enumerate(records, first) if seq > row.through]
+        rows.append(_row(row, node, first - 1, lost, own=own, now=now))
+    rows += [
+        _row(row, node, seq, record, own=own, now=now) for seq, record in enumerate(records, first) if seq > row.through
+    ]
     if rows:
         await session.execute(insert(CallRow.__table__), rows)  # type: ignore[arg-type]
         row.through, row.updated = max(row.through, first + len(records) - 1), now
@@ -107,7 +116,9 @@ async def append_calls(
     return row.through
 
 
-def _row(spool: SpoolRow, node: NodeId, seq: int, record: CallRecord, now: datetime) -> dict[str, Any]:
+def _row(
+    spool: SpoolRow, node: NodeId, seq: int, record: CallRecord, *, own: Container[str], now: datetime
+) -> dict[str, Any]:
     return {
         "spool": spool.number,
         "seq": seq,
@@ -115,7 +126,7 @@ def _row(spool: SpoolRow, node: NodeId, seq: int, record: CallRecord, now: datet
         "received": now,
         "time": record.time,
         "event": record.event,
-        "service": record.service,
+        "service": record.service if record.service in own else None,
         "caller": record.caller.node if record.caller is not None else None,
         "tool": record.call.name if record.call is not None else None,
         "decision": record.verdict,

@@ -5,7 +5,7 @@ database refuses), and the writing engine is private to this module, so there is
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -191,13 +191,18 @@ class Store:
                 await write_presence(session, list(seen))
                 await session.commit()
 
-    async def keep_calls(self, node: NodeId, spool: str, first: int, records: Sequence[CallRecord]) -> int:
+    async def keep_calls(
+        self, node: NodeId, spool: str, first: int, records: Sequence[CallRecord], own: Container[str]
+    ) -> int:
         """Keep records of a host's gateway, each once; returns the number of the spool's last that is kept.
 
+        What it says of services that are not its `own` is a claim.
         Not a mutation: it changes nothing that a host or an admin decided. Raises StoreError.
         """
         async with self._recording() as session:
-            return await append_calls(session, node, spool=spool, first=first, records=records, now=self._now())
+            return await append_calls(
+                session, node, spool=spool, first=first, records=records, own=own, now=self._now()
+            )
 
     async def expire_calls(self, before: datetime, most: int) -> int:
         """Delete records that came before a moment, the oldest `most` of them; returns how many. Raises StoreError."""

@@ -144,10 +144,12 @@ Records = Annotated[tuple[CallRecord, ...], Field(min_length=1, max_length=MOST_
 class CallEntry(Message):
     """A record as the controller keeps it. `number` counts records in the order in which they reached it.
 
-    `node` is the host whose gateway told, by its certificate; `received` is by the controller's clock.
+    `node` is the host whose gateway told, by its certificate; `received` is by the controller's clock. `claimed`:
+    policy did not let that host serve the service that the record names, so only its word says that this happened.
     """
 
     number: int
     node: NodeId
     received: AwareDatetime
+    claimed: bool = False
     record: CallRecord

@@ -20,6 +20,7 @@ from controller.wire.netmap import Mesh
 from .calls import NOON, SPOOL, ended, record
 from .support import MovableClock, opened
 
+OWN = frozenset({"github", "files"})
 MESH = Mesh(id="m1", name="mesh", prefix4="100.88.0.0/16", prefix6="fd12:3456:789a::/48")
 
 
@@ -30,6 +31,10 @@ async def store(database_url: str, clock: MovableClock) -> AsyncIterator[Store]:
             await tx.create_mesh(MESH, "00" * 32)
         await store.load_mesh()
         yield store
+
+
+async def keep(store: Store, node: str, spool: str, first: int, records: list[CallRecord]) -> int:
+    return await store.keep_calls(node, spool, first, records, OWN)
 
 
 async def newest(store: Store, wanted: CallFilter | None = None, limit: int = 1000) -> list[CallEntry]:
@@ -54,38 +59,38 @@ async def test_a_record_is_read_as_it_was_told(store: Store) -> None:
         },
         session="sha256:" + "a" * 32,
     )
-    assert await store.keep_calls("n1", SPOOL, 1, [told]) == 1
+    assert await keep(store, "n1", SPOOL, 1, [told]) == 1
     (entry,) = await newest(store)
     assert (entry.record, entry.node) == (told, "n1")
 
 
 async def test_what_is_told_again_is_kept_once(store: Store) -> None:
     records = [record(number) for number in range(1, 6)]
-    assert await store.keep_calls("n1", SPOOL, 1, records[:3]) == 3
-    assert await store.keep_calls("n1", SPOOL, 1, records[:3]) == 3
-    assert await store.keep_calls("n1", SPOOL, 2, records[1:]) == 5
-    assert await store.keep_calls("n1", SPOOL, 1, records[:1]) == 5
+    assert await keep(store, "n1", SPOOL, 1, records[:3]) == 3
+    assert await keep(store, "n1", SPOOL, 1, records[:3]) == 3
+    assert await keep(store, "n1", SPOOL, 2, records[1:]) == 5
+    assert await keep(store, "n1", SPOOL, 1, records[:1]) == 5
     assert await ids(store) == ["r5", "r4", "r3", "r2", "r1"]
 
 
 async def test_spools_of_two_hosts_are_two_also_with_one_id(store: Store) -> None:
     for node in ("n1", "n2"):
-        assert await store.keep_calls(node, SPOOL, 1, [record(1)]) == 1
+        assert await keep(store, node, SPOOL, 1, [record(1)]) == 1
     assert sorted(entry.node for entry in await newest(store)) == ["n1", "n2"]
 
 
 async def test_two_that_tell_at_once_are_both_kept(store: Store) -> None:
     async def tell(node: str) -> None:
         for first in range(1, 101, 10):
-            await store.keep_calls(node, SPOOL, first, [record(n) for n in range(first, first + 10)])
+            await keep(store, node, SPOOL, first, [record(n) for n in range(first, first + 10)])
 
     await asyncio.gather(*(tell(f"n{number}") for number in range(4)), tell("n0"))
     assert len(await newest(store)) == 400
 
 
 async def test_what_is_missing_between_is_a_record(store: Store) -> None:
-    await store.keep_calls("n1", SPOOL, 1, [record(1)])
-    assert await store.keep_calls("n1", SPOOL, 10, [record(10)]) == 10
+    await keep(store, "n1", SPOOL, 1, [record(1)])
+    assert await keep(store, "n1", SPOOL, 10, [record(10)]) == 10
     async with store.read() as tables:
         entries = await tables.calls.after(CallFilter(), 0, 10)
     assert [(entry.record.event, entry.record.dropped) for entry in entries] == [
@@ -96,7 +101,7 @@ async def test_what_is_missing_between_is_a_record(store: Store) -> None:
 
 
 async def test_a_spool_whose_beginning_another_controller_has_misses_nothing(store: Store) -> None:
-    assert await store.keep_calls("n1", SPOOL, 500, [record(1)]) == 500
+    assert await keep(store, "n1", SPOOL, 500, [record(1)]) == 500
     assert await ids(store) == ["r1"]
 
 
@@ -105,8 +110,8 @@ async def test_records_are_found_by_what_they_say(store: Store) -> None:
     gap = CallRecord(event="gateway:audit:gap", time=NOON + timedelta(seconds=4), dropped=2, refused=0)
     records = [ended(1), record(2, caller=other), record(3, service="files", event="gateway:request:refused"), gap]
     records[2] = records[2].model_copy(update={"decision": None})
-    await store.keep_calls("n1", SPOOL, 1, records[:2])
-    await store.keep_calls("n2", SPOOL, 1, records[2:])
+    await keep(store, "n1", SPOOL, 1, records[:2])
+    await keep(store, "n2", SPOOL, 1, records[2:])
     assert await ids(store, decisions=("allowed",)) == ["r1"]
     assert await ids(store, decisions=("denied", "refused")) == ["r3", "r2"]
     assert await ids(store, caller="n-other") == ["r2"]
@@ -118,7 +123,7 @@ async def test_records_are_found_by_what_they_say(store: Store) -> None:
 
 
 async def test_pages_go_on_where_they_ended_also_within_one_moment(store: Store) -> None:
-    await store.keep_calls("n1", SPOOL, 1, [record(1, id=f"r{number}") for number in range(1, 8)])
+    await keep(store, "n1", SPOOL, 1, [record(1, id=f"r{number}") for number in range(1, 8)])
     found, before = [], None
     while True:
         async with store.read() as tables:
@@ -131,9 +136,9 @@ async def test_pages_go_on_where_they_ended_also_within_one_moment(store: Store)
 
 
 async def test_who_follows_sees_what_came_late_after_what_came_before(store: Store) -> None:
-    await store.keep_calls("n1", SPOOL, 1, [record(100)])
+    await keep(store, "n1", SPOOL, 1, [record(100)])
     (last,) = await newest(store)
-    await store.keep_calls("n2", SPOOL, 1, [record(1)])
+    await keep(store, "n2", SPOOL, 1, [record(1)])
     async with store.read() as tables:
         entries = await tables.calls.after(CallFilter(), last.number, 10)
     assert [entry.record.id for entry in entries] == ["r1"]
@@ -142,7 +147,7 @@ async def test_who_follows_sees_what_came_late_after_what_came_before(store: Sto
 async def test_old_records_go_by_when_they_came_and_numbers_are_not_used_again(
     store: Store, clock: MovableClock
 ) -> None:
-    book = CallBook(store, timedelta(days=30), clock)
+    book = CallBook(store, lambda _: OWN, timedelta(days=30), clock)
     await book.heard("n1", SPOOL, 1, [record(1), record(2)])
     clock.advance(days=29)
     await book.heard("n1", SPOOL, 3, [record(3)])
@@ -161,7 +166,7 @@ async def test_old_records_go_by_when_they_came_and_numbers_are_not_used_again(
 
 
 async def test_old_records_go_in_bounded_transactions(store: Store, clock: MovableClock) -> None:
-    await store.keep_calls("n1", SPOOL, 1, [record(number) for number in range(25)])
+    await keep(store, "n1", SPOOL, 1, [record(number) for number in range(25)])
     clock.advance(days=1)
     assert [await store.expire_calls(clock(), 10) for _ in range(4)] == [10, 10, 5, 0]
 
@@ -175,7 +180,7 @@ async def test_a_flood_of_records_does_not_hold_up_a_mutation(store: Store) -> N
     async def flood(node: str) -> int:
         first = 1
         while not done.is_set():
-            await store.keep_calls(node, SPOOL, first, batch)
+            await keep(store, node, SPOOL, first, batch)
             first += len(batch)
         return first - 1
 
@@ -200,14 +205,29 @@ async def test_a_restored_database_keeps_records_of_calls_and_goes_on_counting_t
     async with opened(f"sqlite:///{tmp_path / 'source.db'}", clock) as before:
         async with before.mutation("system", Action.MESH_CREATE, "mesh:m1") as tx:
             await tx.create_mesh(MESH, "00" * 32)
-        await before.keep_calls("n1", SPOOL, 1, [record(1), record(2)])
+        await keep(before, "n1", SPOOL, 1, [record(1), record(2)])
     target = Engines(database_url)
     await backup.fill(target, source, "later")
     for engines in (source, target):
         await engines.dispose()
     async with opened(database_url, clock) as store:
-        assert await store.keep_calls("n1", SPOOL, 2, [record(2), record(3)]) == 3
-        assert await store.keep_calls("n2", SPOOL, 1, [record(4)]) == 1
+        assert await keep(store, "n1", SPOOL, 2, [record(2), record(3)]) == 3
+        assert await keep(store, "n2", SPOOL, 1, [record(4)]) == 1
         async with store.read() as tables:
             entries = await tables.calls.after(CallFilter(), 0, 10)
     assert [(entry.number, entry.record.id) for entry in entries] == [(1, "r1"), (2, "r2"), (3, "r3"), (4, "r4")]
+
+
+async def test_what_a_host_says_of_services_of_others_is_a_claim_that_no_filter_finds(
+    store: Store, clock: MovableClock
+) -> None:
+    own = {"n1": frozenset({"github"}), "n2": frozenset()}
+    book = CallBook(store, lambda node: own[node], timedelta(days=30), clock)
+    await book.heard("n1", SPOOL, 1, [record(1)])
+    await book.heard("n2", SPOOL, 1, [record(2)])
+    assert await ids(store, service="github") == ["r1"]
+    assert [(entry.record.id, entry.claimed) for entry in await newest(store)] == [("r2", True), ("r1", False)]
+    # What it recorded before policy took the service away may come after.
+    own["n1"] = frozenset()
+    await book.heard("n1", SPOOL, 2, [record(3)])
+    assert await ids(store, service="github") == ["r3", "r1"]

@@ -72,6 +72,23 @@ async def test_a_host_speaks_for_itself_only(
     assert await listed(admin) == []
 
 
+async def test_a_host_is_believed_of_the_services_that_policy_lets_it_serve(
+    controller: Running, admin: Client, anyone: Client, tmp_path: Path
+) -> None:
+    text = 'services: {github: {on: [tag:tools], mcp: {upstream: "http://127.0.0.1:3000/mcp"}}}'
+    answer = await admin.put("/policy", json={"text": text}, headers={"if-match": "*"})
+    assert answer.is_success, answer.text
+    for number, tags in enumerate((["tag:tools"], ["tag:agents"]), 1):
+        host = await new_node(admin, anyone, f"host-{number}", tags=tags)
+        async with agent(controller, host, tmp_path) as its:
+            await its.hello()
+            await its.say(calls(1, record(number)))
+            assert await recorded(its) == 1
+    assert await listed(admin, service="github") == ["r1"]
+    items = (await admin.get("/calls")).json()["items"]
+    assert [(item["record"]["id"], item["claimed"]) for item in items] == [("r2", True), ("r1", False)]
+
+
 async def test_pages_and_following(controller: Running, admin: Client, anyone: Client, tmp_path: Path) -> None:
     host = await new_node(admin, anyone, "host")
     async with agent(controller, host, tmp_path) as its:

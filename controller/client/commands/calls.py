@@ -114,7 +114,7 @@ def _show(entries: list[CallEntry], *, json: bool) -> None:
     if json:
         print_json(entries)
         return
-    table(_COLUMNS, (_row(entry.record) for entry in entries), empty="No calls: see `wardmesh audit calls --help`.")
+    table(_COLUMNS, map(_row, entries), empty="No calls: see `wardmesh audit calls --help`.")
 
 
 def _print(entries: Iterable[CallEntry], *, json: bool) -> None:
@@ -122,15 +122,16 @@ def _print(entries: Iterable[CallEntry], *, json: bool) -> None:
         if json:
             print_json(entry, line=True)
         else:
-            print_line("  ".join(_row(entry.record)))
+            print_line("  ".join(_row(entry)))
 
 
-def _row(record: CallRecord) -> tuple[str, ...]:
+def _row(entry: CallEntry) -> tuple[str, ...]:
+    record = entry.record
     moment = record.time.astimezone(UTC)
     return (
         moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z",
         record.caller.name if record.caller is not None else "-",
-        record.service or "-",
+        f"{record.service} (claimed)" if entry.claimed else record.service or "-",
         _call(record),
         record.verdict or "-",
         _text(record.decision.allow) if record.decision is not None and record.decision.allow else "-",

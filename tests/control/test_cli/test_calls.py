@@ -25,13 +25,15 @@ def service() -> str:
     return f"s-{secrets.token_hex(4)}"
 
 
-def keep(controller: Controller, *records: CallRecord) -> None:
+def keep(controller: Controller, *records: CallRecord, own: bool = True) -> None:
     """As the controller does it when a host tells."""
 
     async def tell() -> None:
         engines = Engines(f"sqlite:///{controller.state_dir / 'controller.db'}")
         store = Store(engines, utc_now)
-        await store.keep_calls("n-host", secrets.token_hex(16), 1, records)
+        await store.keep_calls(
+            "n-host", secrets.token_hex(16), 1, records, {record.service for record in records if own}
+        )
         await store.close()
 
     asyncio.run(tell())
@@ -153,3 +155,10 @@ def test_nothing_is_an_empty_list(cli: Cli) -> None:
     done = cli("audit", "calls", "--service", "nowhere", "--json")
     assert json.loads(done.out) == []
     assert cli("audit", "calls", "--service", "nowhere").out == ""
+
+
+def test_what_a_host_only_claims_is_said_to_be_a_claim(cli: Cli, controller: Controller, service: str) -> None:
+    keep(controller, record(1, service=service, id=service), own=False)
+    assert rows(cli, "--service", service) == []
+    (row,) = [row for row in rows(cli, "--node", "n-host", "--limit", "1000") if service in row[2]]
+    assert row[2] == f"{service} (claimed)"
