@@ -4,6 +4,7 @@ Reads the daemon's parts; changes nothing but by calling one of them.
 """
 
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ from .local_api import (
 from .local_server import Handed, Subscription
 from .model import Counted, KernelError, Observed
 from .naming import Naming
-from .netmap import whois
+from .netmap import live_rules, whois
 from .reconcile import Reconciler
 from .records import RecordsPost
 from .renew import due
@@ -194,7 +195,7 @@ async def _status(parts: Parts) -> Status:
         listen_port=parts.config.listen_port,
         backend=observed.backend,
         firewall=observed.ruleset is not None,
-        rules=len(applier.in_force.rules) if applier.in_force else 0,
+        rules=len(live_rules(applier.in_force, time.time())) if applier.in_force else 0,
         accepted=dict(counted.accepted),
         denied=dict(counted.denied),
         drifts=applier.drifts,

@@ -12,7 +12,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from controller.wire.base import Address
-from controller.wire.netmap import Netmap, Peer, SelfNode
+from controller.wire.netmap import Netmap, Peer, Rule, SelfNode
 
 from .errors import AgentError
 from .state import NETMAP, StateDir
@@ -23,6 +23,7 @@ __all__ = [
     "decode",
     "denied",
     "encode",
+    "live_rules",
     "load",
     "next_expiry",
     "save",
@@ -103,6 +104,11 @@ def denied(netmap: Netmap) -> Netmap:
     return netmap.model_copy(
         update={"node": node} | {key: {} for key in ("peers", "sets", "rules", "services", "calls", "names")}
     )
+
+
+def live_rules(netmap: Netmap, now: float) -> list[Rule]:
+    """The rules that have not ended by `now`: a map keeps those that have until the controller sends the next one."""
+    return [rule for rule in netmap.rules.values() if rule.expires is None or now < rule.expires]
 
 
 def next_expiry(netmap: Netmap, now: float) -> int | None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.netmap import DamagedMapError, SavedMap, decode, denied, encode, load, next_expiry, save, whois
+from agentd.netmap import DamagedMapError, SavedMap, decode, denied, encode, live_rules, load, next_expiry, save, whois
 from agentd.state import NETMAP, WIREGUARD_KEY, StateDir
 from controller.wire.netmap import AddressSet, Mesh, Netmap, Peer, Rule, SelfNode
 
@@ -113,3 +113,8 @@ def test_whois_names_who_holds_a_services_address() -> None:
 def test_whois_knows_peers_and_itself_in_any_spelling() -> None:
     peer, own, nobody = (whois(NETMAP_VALUE, address) for address in ("fd00:1234:0::2", "100.80.0.1", "100.80.0.3"))
     assert (peer and peer.name, own and own.name, nobody) == ("agent-1", "db-1", None)
+
+
+@pytest.mark.parametrize(("now", "live"), [(999, ["r1", "r2", "r3"]), (1000, ["r1", "r3"]), (2000.5, ["r1"])])
+def test_a_rule_is_in_force_until_the_moment_it_ends(now: float, live: list[str]) -> None:
+    assert [rule.id for rule in live_rules(NETMAP_VALUE, now)] == live
