@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import audit, keys, login, nodes, peers, policy, services, status, tokens
+from .commands import audit, grants, keys, login, nodes, peers, policy, services, status, tokens
 from .commands.options import examples
 from .errors import ClientError, InputError
 from .output import print_problem
@@ -38,6 +38,7 @@ app.add_typer(nodes.app, name="node")
 app.add_typer(keys.app, name="key")
 app.add_typer(peers.app, name="peer")
 app.add_typer(policy.app, name="policy")
+app.add_typer(grants.app, name="grant")
 app.add_typer(services.app, name="service")
 app.add_typer(audit.app, name="audit")
 app.add_typer(tokens.app, name="token")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from controller.wire.base import check_name
 from controller.wire.call_records import CallEntry
 from controller.wire.denials import DenialList, HostDenial
+from controller.wire.grants import GrantCreate, GrantPatch, TemporaryGrant
 from controller.wire.rest import (
     AdminToken,
     AdminTokenCreate,
@@ -223,6 +224,34 @@ class RestClient:
     def move_service(self, name: str, move: ServiceMove) -> MeshService:
         """POST /services/{name}/move."""
         return self._read(MeshService, self._post(f"services/{_segment(name)}/move", move))
+
+    # Temporary grants
+
+    def create_grant(self, grant: GrantCreate) -> TemporaryGrant:
+        """POST /grants."""
+        return self._read(TemporaryGrant, self._post("grants", grant))
+
+    def grants(self, *, state: str | None = None) -> Iterator[TemporaryGrant]:
+        """GET /grants, newest first, page by page as they are consumed. `state`: active or ended."""
+        return self._pages(TemporaryGrant, "grants", {"state": state})
+
+    def grant(self, grant_id: str) -> Tagged[TemporaryGrant]:
+        """GET /grants/{id}."""
+        return self._read_tagged(TemporaryGrant, self._send("GET", f"grants/{_segment(grant_id)}"))
+
+    def extend_grant(self, grant_id: str, patch: GrantPatch) -> TemporaryGrant:
+        """PATCH /grants/{id} with If-Match."""
+
+        def attempt() -> TemporaryGrant:
+            body, etag = patch.model_dump(mode="json"), self.grant(grant_id).etag
+            answer = self._send("PATCH", f"grants/{_segment(grant_id)}", json=body, etag=etag)
+            return self._read(TemporaryGrant, answer)
+
+        return _again_when_stale(attempt)
+
+    def revoke_grant(self, grant_id: str) -> None:
+        """DELETE /grants/{id}."""
+        self._send("DELETE", f"grants/{_segment(grant_id)}")
 
     # Audit
 

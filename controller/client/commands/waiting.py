@@ -30,7 +30,7 @@ def _late(behind: list[Node], patience: float) -> Problem:
         title="Not every host has it in force",
         status=0,
         detail=f"after {patience:g} s, {len(behind)} hosts that are online still enforce what they had before; the "
-        "policy stays applied. `agentd status` on such a host says why",
+        "change stays made. `agentd status` on such a host says why",
         errors=tuple({"field": node.name, "message": _state(node)} for node in behind),
     )
 
