@@ -94,6 +94,13 @@ def _unknown(grant: Grant, document: Document, nodes: Sequence[NodeRecord]) -> l
         if selector.kind == "tag" and selector.key not in tags:
             near = suggestion(selector.key, tags)
             faults.append(Fault("unknown-tag", side, f"no node has {selector.key!r}, and no policy declares it{near}"))
+        service = document.services.get(selector.name) if selector.kind == "svc" else None
+        if service is not None and service.gateway is not None and service.gateway.kind == "mcp":
+            message = (
+                f"{selector.key} asks which tools may be called, and a temporary grant cannot say: write a grant with"
+                " mcp and expires in the policy document"
+            )
+            faults.append(Fault("mcp", side, message))
     if not faults and _is_one_node(grant.from_) and [s.key for s in grant.from_] == [s.key for s in grant.to]:
         only = grant.from_[0].name
         faults.append(

@@ -139,6 +139,14 @@ def test_what_names_nothing_is_refused_in_the_words_of_a_document(
     assert message in faults[0].message
 
 
+def test_a_service_whose_calls_it_would_have_to_name_is_refused() -> None:
+    """It would open the port and no tool: whoever asked for it would have nothing."""
+    document = parse("services: {github: {on: [tag:tools], mcp: {upstream: 'http://127.0.0.1:3000/mcp'}}}")
+    _, faults = read_grant(["h4"], ["svc:github"], [], document, NODES)
+    assert [(fault.code, fault.field) for fault in faults] == [("mcp", "to")]
+    assert "with mcp and expires in the policy document" in faults[0].message
+
+
 def test_a_tag_is_known_when_the_policy_declares_it_or_a_node_has_it() -> None:
     grant, faults = read_grant(["tag:new"], ["tag:tools"], ["icmp"], parse("tags: {new: [], tools: []}"), NODES)
     assert not faults
