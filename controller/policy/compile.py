@@ -17,7 +17,7 @@ from .document import ANYONE, Document, Grant, McpRules, Reach, Selector
 from .parse import services
 from .prefixes import PrefixTable
 
-__all__ = ["CompiledPolicy", "Role", "View", "compile_policy"]
+__all__ = ["CompiledPolicy", "Role", "View", "compile_policy", "mcp_grant"]
 
 Role = frozenset[str]  # keys of the selectors that match a node
 
@@ -108,7 +108,7 @@ def compile_policy(document: Document) -> CompiledPolicy:
     counterparts: dict[str, set[str]] = {key: set() for key in sides}
     for grant in document.grants:
         from_ = _keys(grant.from_)
-        calls = _calls(grant, from_)
+        calls = mcp_grant(grant, from_)
         for reach in grant.reaches:
             to = _keys(reach.to)
             out = _Side(_rules(grant, reach, "out", to), frozenset(to), _service_names(reach))
@@ -138,7 +138,7 @@ def _service_names(reach: Reach) -> frozenset[ServiceName]:
     return frozenset() if reach.service is None else frozenset({reach.service})
 
 
-def _calls(grant: Grant, peers: tuple[str, ...]) -> McpGrant | None:
+def mcp_grant(grant: Grant, peers: tuple[str, ...]) -> McpGrant | None:
     """What the grant means for the gateways; None when it is to none of their services."""
     names = tuple(sorted(reach.service for reach in grant.reaches if reach.service is not None))
     if not names:

@@ -4,12 +4,14 @@ Only facts of the text: who a selector matches is decided by `compile` and, inde
 """
 
 import ipaddress
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from controller.wire import mcp
+from controller.wire.calls import UseKind
 from controller.wire.netmap import PortRange, Protocol
 
 from .findings import Place
@@ -17,6 +19,7 @@ from .findings import Place
 __all__ = [
     "ANYONE",
     "Allowance",
+    "Call",
     "Document",
     "Grant",
     "Group",
@@ -155,6 +158,20 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A use of a service that a test speaks about. `arguments`: None for the tool whatever it is called with."""
+
+    kind: UseKind
+    name: str
+    arguments: Mapping[str, Any] | None
+    place: Place = field(compare=False)
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind} {self.name}" + ("" if self.arguments is None else f" with {json.dumps(self.arguments)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Test:
     """What the author expects: everything in `accept` passes from `from_` to `to`, nothing in `deny` does."""
 
@@ -162,8 +179,8 @@ class Test:
 
     from_: tuple[Selector, ...]
     to: tuple[Selector, ...]
-    accept: tuple[Allowance, ...]
-    deny: tuple[Allowance, ...]
+    accept: tuple[Allowance | Call, ...]
+    deny: tuple[Allowance | Call, ...]
     place: Place = field(compare=False)
 
 

@@ -4,10 +4,11 @@ Reads into the wire's own values, whose checks (patterns compile, schemas refer 
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
+from controller.wire.calls import UseKind
 from controller.wire.file_paths import check_base
 from controller.wire.matching import (
     check_glob,
@@ -30,7 +31,7 @@ from controller.wire.mcp import (
     Under,
 )
 
-from .document import McpRules
+from .document import Call, McpRules
 from .findings import suggestion
 from .reader import Reader
 from .tree import Items, Pairs, Text, Tree
@@ -54,8 +55,16 @@ def parse_rate(value: str) -> Rate:
     return Rate(calls=calls, seconds=seconds)
 
 
+CALL_KEYS: Final[Mapping[str, UseKind]] = {
+    "tools": "tool",
+    "prompts": "prompt",
+    "resources": "resource",
+    "methods": "method",
+}
+
+
 class McpReader(Reader):
-    """Reads what a grant says about calls."""
+    """Reads what a grant, or a test, says about calls."""
 
     def rules(self, tree: Tree) -> McpRules:
         """The value of a grant's `mcp`."""
@@ -75,6 +84,34 @@ class McpReader(Reader):
                 if (rate := self.rate(value)) is not None
             ),
         )
+
+    def calls(self, tree: Tree, what: str) -> tuple[Call, ...]:
+        """What a test expects of calls: names, and for a tool also a call's arguments, `{TOOL: {ARGUMENT: VALUE}}`."""
+        fields = self.fields(tree, what, tuple(CALL_KEYS))
+        found = []
+        for key, value in fields.items():
+            for item in value.items if isinstance(value, Items) else (value,):
+                found.append(self._call(CALL_KEYS[key], item))
+        if not found:
+            self.findings.error("empty", f"{what} is empty: name a tool, like {{tools: [get_file]}}", tree.place)
+        return tuple(call for call in found if call is not None)
+
+    def _call(self, kind: UseKind, tree: Tree) -> Call | None:
+        if kind != "tool" or not isinstance(tree, Pairs):
+            text = self.text(tree, f"a {kind}")
+            return None if text is None else Call(kind, text.value, None, text.place)
+        pairs = list(self.entries(tree, "a call"))
+        if len(pairs) != 1:
+            message = "a call is one tool with its arguments, like {get_file: {path: /a}}"
+            self.findings.error("type", message, tree.place)
+            return None
+        ((name, value),) = pairs
+        arguments = self.json(value)
+        if not isinstance(arguments, dict):
+            message = f"the arguments of {name.value!r} must be a mapping from names to values"
+            self.findings.error("type", message, value.place)
+            return None
+        return Call(kind, name.value, arguments, name.place)
 
     def rate(self, tree: Tree) -> Rate | None:
         text = self.text(tree, "a rate")

@@ -20,6 +20,7 @@ from controller.wire.netmap import PortRange, Protocol
 from .document import (
     ANYONE,
     Allowance,
+    Call,
     Document,
     Grant,
     Group,
@@ -37,7 +38,7 @@ from .mcp_reader import McpReader
 from .ports import Ports, merge
 from .reader import Reader
 from .service_reader import ServiceReader
-from .tree import Text, Tree, read_tree
+from .tree import Pairs, Text, Tree, read_tree
 
 __all__ = ["parse", "parse_grant", "parse_into", "services"]
 
@@ -311,14 +312,18 @@ class _Parser(Reader):
         return Reach((selector,), (allowance,), None if service.gateway is None else service.name)
 
     def _mcp(self, tree: Tree, to: Sequence[Selector]) -> McpRules:
+        self._speak_mcp(to)
+        return self._calls.rules(tree)
+
+    def _speak_mcp(self, to: Sequence[Selector]) -> None:
+        """An error for each of `to` that knows no calls."""
         for selector in to:
             service = self._services.get(selector.name) if selector.kind == "svc" else None
             if selector.kind == "svc" and service is None:
                 continue  # its declaration is faulty, and reported there
             if service is None or service.gateway is None or service.gateway.kind != "mcp":
-                message = f"mcp speaks of calls, and {selector.key} is no service with mcp: make it a grant of its own"
+                message = f"{selector.key} is no service with mcp, and only such have calls: write it apart"
                 self.findings.error("mcp", message, selector.place)
-        return self._calls.rules(tree)
 
     def _grant_id(
         self, from_: Sequence[Selector], to: Sequence[Selector], ip: Sequence[Allowance], mcp: McpRules | None
@@ -344,16 +349,23 @@ class _Parser(Reader):
             return None
         if "accept" not in fields and "deny" not in fields:
             self.findings.error("missing-key", "a test needs accept, deny or both, like accept: [tcp:443]", tree.place)
-        accept, deny = (
-            self.one_or_more(fields[key], key, self.allowance) if key in fields else () for key in ("accept", "deny")
-        )
+        to = self.one_or_more(fields["to"], "to", self._target)
         return Test(
             from_=self.one_or_more(fields["from"], "from", self._selector),
-            to=self.one_or_more(fields["to"], "to", self._target),
-            accept=accept,
-            deny=deny,
+            to=to,
+            accept=self._expected(fields, "accept", to),
+            deny=self._expected(fields, "deny", to),
             place=tree.place,
         )
+
+    def _expected(self, fields: dict[str, Tree], key: str, to: Sequence[Selector]) -> tuple[Allowance | Call, ...]:
+        """Entries of `ip`, or a mapping of calls."""
+        if key not in fields:
+            return ()
+        if not isinstance(fields[key], Pairs):
+            return self.one_or_more(fields[key], key, self.allowance)
+        self._speak_mcp(to)
+        return self._calls.calls(fields[key], key)
 
 
 def _strip(value: str, prefix: str) -> str:

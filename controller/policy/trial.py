@@ -7,11 +7,14 @@ tried once.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from controller.wire.netmap import Protocol
+from controller.wire.calls import Refusal, judge
+from controller.wire.mcp import GatewayPolicy
+from controller.wire.netmap import AddressSet, Protocol
 
-from .document import Allowance, Document, Selector, Test
+from .compile import mcp_grant
+from .document import Allowance, Call, Document, Selector, Test
 from .parse import services
 from .population import Population
 from .ports import Ports, covers, overlap
@@ -21,20 +24,25 @@ __all__ = ["Failure", "Trial"]
 _ANY_OTHER: Final = "any other node"
 Services = tuple[tuple[Protocol, Ports], ...]
 Allowed = dict[Protocol, Ports]
+_Pair = tuple[str, str, frozenset[int]]  # two nodes, and the parts of grants that lead from the one to the other
+_CALLER: Final = "caller"
+_ADDRESS: Final = "192.0.2.1"  # stands for the caller, whoever it is (RFC 5737)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """An entry of a test that did not come out as expected, with one pair of nodes that shows it."""
 
-    entry: Allowance
+    entry: Allowance | Call
     expected: bool
     source: str
     destination: str
+    reason: str = ""
 
     def sentence(self) -> str:
         got, wanted = ("is denied", "accept") if self.expected else ("passes, at least in part", "deny")
-        return f"test failed: {self.entry.text} from {self.source} to {self.destination} {got}; the test says {wanted}"
+        what = f"{self.entry.text} from {self.source} to {self.destination}"
+        return f"test failed: {what} {got}; the test says {wanted}{self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class _Kind:
     A gateway service is one, too, whoever serves it: what reaches its addresses is granted to it alone.
     """
 
-    grants: frozenset[int]
+    reaches: frozenset[int]
     names: tuple[str, ...]
 
 
@@ -73,19 +81,59 @@ class Trial:
             return None
         failures = []
         for entry, expected in [*((e, True) for e in test.accept), *((e, False) for e in test.deny)]:
-            wanted = services([entry])
-            wrong = next((pair for pair in pairs if not _holds(wanted, expected, pair[2])), None)
-            if wrong is not None:
-                failures.append(Failure(entry, expected, wrong[0], wrong[1]))
+            failure = self._failure(entry, expected, pairs)
+            if failure is not None:
+                failures.append(failure)
         return failures
 
-    def _pairs(self, test: Test) -> Iterator[tuple[str, str, Allowed]]:
+    def _failure(self, entry: Allowance | Call, expected: bool, pairs: list[_Pair]) -> Failure | None:
+        if isinstance(entry, Call):
+            judged: dict[frozenset[int], Refusal | None] = {}
+            for source, destination, reaches in pairs:
+                if reaches not in judged:
+                    judged[reaches] = self._refusal(entry, reaches)
+                refusal = judged[reaches]
+                if (refusal is None) != expected:
+                    reason = f": {refusal.message}" if refusal is not None else ""
+                    return Failure(entry, expected, source, destination, reason)
+            return None
+        wanted = services([entry])
+        for source, destination, reaches in pairs:
+            if not _holds(wanted, expected, self._between(reaches)):
+                return Failure(entry, expected, source, destination)
+        return None
+
+    def _refusal(self, call: Call, reaches: frozenset[int]) -> Refusal | None:
+        """Why the gateway would not let the call pass, as the gateway itself judges it."""
+        grants = {}
+        service = ""
+        for i in sorted(reaches):
+            grant, reach = self._reaches[i]
+            calls = mcp_grant(grant, (_CALLER,))
+            if calls is not None and reach.service is not None:
+                service = reach.service
+                # A tool that stands alone is meant with whatever arguments the grant wants.
+                plain = {"args": ()} if call.arguments is None else {}
+                grants[calls.id] = calls.model_copy(update={"expires": None, **plain})
+        gateway = self._document.services[service].gateway if service else None
+        if gateway is None:
+            return Refusal("service", "no grant leads there")
+        policy = GatewayPolicy.model_construct(
+            revision=0,
+            services={service: gateway},
+            grants=grants,
+            sets={_CALLER: AddressSet(name=_CALLER, addresses=frozenset({_ADDRESS}))},
+        )
+        method, params = _request(call)
+        return judge(policy, _ADDRESS, service, method, params, now=0).refusal
+
+    def _pairs(self, test: Test) -> Iterator[_Pair]:
         destinations = self._kinds("to", test.to)
         for source in self._kinds("from", test.from_):
             for destination in destinations:
                 names = _two_nodes(source.names, destination.names)
                 if names is not None:
-                    yield *names, self._between(source.grants & destination.grants)
+                    yield *names, source.reaches & destination.reaches
 
     def _kinds(self, side: str, selectors: tuple[Selector, ...]) -> list[_Kind]:
         if (side, selectors) not in self._kinds_of:
@@ -122,6 +170,18 @@ class Trial:
 
 def _grants(profile: frozenset[str], index: dict[str, set[int]]) -> frozenset[int]:
     return frozenset().union(*(index[key] for key in profile if key in index))
+
+
+def _request(call: Call) -> tuple[str, dict[str, Any]]:
+    match call.kind:
+        case "tool":
+            return "tools/call", {"name": call.name, "arguments": dict(call.arguments or {})}
+        case "prompt":
+            return "prompts/get", {"name": call.name}
+        case "resource":
+            return "resources/read", {"uri": call.name}
+        case "method":
+            return call.name, {}
 
 
 def _two_nodes(sources: tuple[str, ...], destinations: tuple[str, ...]) -> tuple[str, str] | None:

@@ -32,7 +32,39 @@ tags:
   tag:tools: []
 groups:
   ops: [tag:agents, alice]
+services:
+  db: {on: [tag:tools], port: 5432}
+  files: {on: tag:tools, port: 3000, kind: mcp}
+  github:
+    on: [tag:tools, group:ops]
+    mcp:
+      upstream: "http://127.0.0.1:3000/mcp"
+      path: /mcp
+      origins: ["https://app.example.com"]
+      limits: {body: 65536, calls: 100/10s, cool_down: 2.5}
+      audit: {arguments: true, mask: ["*pin*"], full: drop}
+  notes:
+    on: bob
+    mcp: {command: [notes, --dir, /srv], environment: {LANG: C}, directory: /srv, per: caller, local_files: true}
+  models: {on: tag:tools, http: {upstream: "http://127.0.0.1:8000"}}
 grants:
+  - {from: tag:agents, to: [svc:db, svc:models, svc:files]}
+  - from: tag:agents
+    to: svc:github
+    mcp:
+      tools: [search_*, get_file]
+      deny_tools: [search_secrets]
+      resources: ["file:///srv/**"]
+      prompts: review
+      methods: ["tasks/*"]
+      args:
+        get_file:
+          path: {under: [/project-x]}
+          ref: {pattern: "[a-z]+", optional: true}
+          lines: {range: {min: 1, max: 500}, one_of: [1, 2.5, "x"], each: true}
+          url: {host: ["*.example.com"], equals: {a: [null, true]}}
+      schemas: {get_file: {type: object, required: [path]}}
+      limits: {get_file: 500/10s}
   - from: [tag:agents, group:ops]
     to: [tag:tools, host:lab]
     ip: [tcp:443, udp:53, tcp:8000-8100, icmp]
@@ -44,11 +76,18 @@ tests:
     to: tag:tools
     accept: [tcp:443]
     deny: [tcp:22, "udp:54"]
+  - from: tag:agents
+    to: svc:github
+    accept:
+      tools: [search_code]
+      prompts: [review]
+    deny: {tools: [search_secrets, {get_file: {path: /etc/passwd}}], resources: "file:///etc/passwd"}
 """
 BASES: Final = (VALID, json.dumps(yaml.load(VALID, yaml.BaseLoader), indent=1), "grants: []\n")
 PIECES: Final = (
     *":-[]{},\"'*&!|>%@`#?\t\n ",
     *("tcp:", "udp:", "icmp", "65536", "0", "-1", "~", "null", "tag:", "group:", "node:", "host:", "/33", "::", "=>"),
+    *("svc:", "svc:github", "mcp: {}", "tools: []", "http:", "/10s", "true", "1e308", "(?=", "/../", "%2e", "command:"),
     *("<<: *a", "&a ", "!!python/object:os.system ", "---\n", "...\n", "%YAML 9.9\n", "2026-13-01", "1e999", "0x1F"),
     *("\u2028", "\x85", "\ufeff", "\u202e", "\u00e9", "\U0001d400", "[" * 40, "{a: " * 20, "9" * 400, "grants:\n"),
 )

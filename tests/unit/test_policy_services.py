@@ -163,6 +163,15 @@ def granting(rest: str, to: str = "svc:github") -> str:
         (granting("mcp: {tools: a, args: {a: {p: {range: {min: 3, max: 1}}}}}"), "value", (9, 78), "backwards"),
         (granting("mcp: {tools: a, args: {a: {p: {range: {min: '3'}}}}}"), "type", (9, 84), "must be a number"),
         (granting("mcp: {tools: a, args: {a: {p: {one_of: x}}}}"), "type", (9, 79), "list of values"),
+        (f"{SERVICES}tests: [{{from: h1, to: svc:db, accept: {{tools: x}}}}]", "mcp", (8, 24), "only such have calls"),
+        (f"{SERVICES}tests: [{{from: h1, to: svc:github, accept: {{}}}}]", "empty", (8, 44), "name a tool"),
+        (f"{SERVICES}tests: [{{from: h1, to: svc:github, deny: {{tools: [{{a: 1}}]}}}}]", "type", (8, 55), "mapping"),
+        (
+            f"{SERVICES}tests: [{{from: h1, to: svc:github, deny: {{tools: [{{a: {{}}, b: {{}}}}]}}}}]",
+            "type",
+            (8, 50),
+            "one",
+        ),
         (f"{SERVICES}grants: [{{from: svc:db, to: tag:a, ip: icmp}}]", "selector", (8, 17), "only stand in 'to'"),
         (f"{SERVICES}groups: {{g: [svc:db]}}", "selector", (8, 14), "only stand in 'to'"),
     ],
@@ -341,6 +350,49 @@ def test_a_service_without_its_kind_is_suggested() -> None:
 def test_a_service_is_tested_at_its_own_addresses(test: str, ok: bool) -> None:
     text = f"{SERVICES}grants: [{{from: tag:agents, to: [svc:github, svc:db]}}]\ntests: [{test}]"
     assert check(text, FLEET, now=NOW).ok is ok
+
+
+CALLS = (
+    "grants:\n  - {from: tag:agents, to: svc:github, mcp: {tools: [search_*, get_file], deny_tools: search_secrets,"
+    " resources: 'file:///srv/*', prompts: review, methods: 'tasks/*',"
+    " args: {get_file: {path: {under: /project-x}}}}}\n"
+    "  - {from: h2, to: svc:github, mcp: {tools: delete_repo}, expires: 2020-01-01T00:00:00Z}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("test", "ok"),
+    [
+        ("accept: {tools: [search_code, get_file]}, deny: {tools: [search_secrets, delete_repo]}", True),
+        ("accept: {tools: [{get_file: {path: /project-x/a}}]}", True),
+        ("accept: {tools: {get_file: {path: /project-x/a}}}", True),
+        ("deny: {tools: [{get_file: {path: /etc/passwd}}, {get_file: {}}, {get_file: {path: /project-x/../a}}]}", True),
+        ("accept: {prompts: review, resources: 'file:///srv/a', methods: tasks/get}", True),
+        ("deny: {prompts: other, resources: ['file:///srv/../etc'], methods: [x/y]}", True),
+        ("accept: {tools: delete_repo}", False),
+        ("accept: {tools: [{get_file: {path: /etc/passwd}}]}", False),
+        ("deny: {tools: [get_file]}", False),
+        ("deny: {prompts: review}", False),
+    ],
+)
+def test_a_document_tests_calls_as_the_gateway_judges_them(test: str, ok: bool) -> None:
+    report = check(f"{SERVICES}{CALLS}tests: [{{from: tag:agents, to: [svc:github], {test}}}]", FLEET, now=NOW)
+    assert report.ok is ok, report
+
+
+def test_a_failed_test_of_a_call_says_why() -> None:
+    call = "{get_file: {path: /etc/passwd}}"
+    text = f"{SERVICES}{CALLS}tests:\n  - {{from: tag:agents, to: svc:github, accept: {{tools: [{call}]}}}}"
+    (finding,) = [f for f in check(text, FLEET, now=NOW).findings if f.severity == "error"]
+    assert (finding.code, finding.line) == ("test-failed", 12)
+    assert 'tool get_file with {"path": "/etc/passwd"} from node' in finding.message
+    assert "argument 'path' must be a path below /project-x" in finding.message
+
+
+def test_a_caller_without_a_grant_is_tested_against_nothing() -> None:
+    text = f"{SERVICES}{CALLS}tests: [{{from: tag:db, to: svc:github, accept: {{tools: get_file}}}}]"
+    (finding,) = [f for f in check(text, FLEET, now=NOW).findings if f.severity == "error"]
+    assert "no grant leads there" in finding.message
 
 
 # Against the reference model: any packet to a node or to a service, judged by what both its hosts are told.
