@@ -20,6 +20,7 @@ from controller.keys import Keys
 from controller.mesh.hub import Hub
 from controller.metrics import Metrics
 from controller.nodes import Nodes
+from controller.owners import Owners
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
 from controller.services import Services
@@ -44,6 +45,7 @@ class Context:
     peers: Peers
     keys: Keys
     tokens: Tokens
+    owners: Owners
     enrolment: Enrolment
     policy: PolicyDocuments
     grants: Grants

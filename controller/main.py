@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, NoReturn
 
 import typer
 import uvloop
+from pydantic import ValidationError
 
 from controller import backup as backups
 from controller import logs
@@ -231,7 +232,8 @@ def restore(
 @token.command("create")
 def token_create(
     *,
-    role: Annotated[str, typer.Option(help="admin or read.")] = "admin",
+    role: Annotated[str, typer.Option(help="admin, member (gives nodes the tags of its user) or read.")] = "admin",
+    user: Annotated[str | None, typer.Option(help="Whose it is, as the policy's tag owners name them.")] = None,
     note: Annotated[str, typer.Option(help="What it is for.")] = "",
     ttl: Annotated[int | None, typer.Option(min=1, help="Seconds until it expires.", show_default="never")] = None,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
@@ -244,16 +246,21 @@ def token_create(
         wardmesh-controller token create --note "after losing the first"
 
         wardmesh-controller token create --role read --ttl 86400
+
+        wardmesh-controller token create --role member --user alice
     """
-    if role not in {"admin", "read"}:
-        _fail(f"--role {role}: choose admin or read")
-    granted: AdminRole = "admin" if role == "admin" else "read"
+    if role not in {"admin", "member", "read"}:
+        _fail(f"--role {role}: choose admin, member or read")
+    granted: AdminRole = "admin" if role == "admin" else "member" if role == "member" else "read"
+    try:
+        wanted = AdminTokenCreate(role=granted, user=user, note=note, ttl=ttl)
+    except ValidationError as error:
+        _fail(error.errors()[0]["msg"].removeprefix("Value error, "))
 
     async def run() -> None:
         settings = Settings(state_dir=state_dir, database_url=database_url)
         store = await open_existing(settings, utc_now)
         try:
-            wanted = AdminTokenCreate(role=granted, note=note, ttl=ttl)
             created = await Tokens(store, utc_now).create("system", wanted)
         finally:
             await store.close()

@@ -4,7 +4,7 @@ Who hears of a change is not known here: the store announces every commit.
 """
 
 import ipaddress
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,7 +15,7 @@ from controller.mesh.hub import Hub, Presence
 from controller.problems import Kind, Refused
 from controller.store.store import Mutation, Seen, Store
 from controller.store.values import NodeFilter, StoredNode
-from controller.wire.base import Address, Endpoint, NodeName, format_endpoint, split_endpoint
+from controller.wire.base import Address, Endpoint, NodeName, Tag, format_endpoint, split_endpoint
 from controller.wire.netmap import NodeId
 from controller.wire.rest import Node, NodePatch, NodeState
 from controller.wire.stream import HostReport
@@ -59,14 +59,23 @@ class Nodes:
         return [self.describe(node) for node in nodes]
 
     async def update(
-        self, actor: str, node_id: NodeId, patch: NodePatch, expected: Collection[int] | None = None
+        self,
+        actor: str,
+        node_id: NodeId,
+        patch: NodePatch,
+        expected: Collection[int] | None = None,
+        *,
+        check_tags: Callable[[Set[Tag]], None] = lambda _tags: None,
     ) -> Node:
         """Rename, tag, approve, enable, disable, or move a static peer's endpoints; absent fields stay.
 
-        `expected`: the revisions that the caller may have seen, None for any. Raises Refused.
+        `expected`: the revisions that the caller may have seen, None for any. `check_tags` raises Refused for tags that
+        the caller may not give or take away. Raises Refused.
         """
         async with self._store.mutation(actor, Action.NODE_UPDATE, f"node:{node_id}") as tx:
             node = await self._expect(tx, node_id, expected)
+            if patch.tags is not None:
+                check_tags(frozenset(patch.tags) ^ node.tags)
             changed, actions = await self._apply(tx, node, patch)
             if not actions:
                 tx.discard()

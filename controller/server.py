@@ -28,6 +28,7 @@ from controller.grants import Grants
 from controller.keys import FirstContact, Keys
 from controller.mesh.hub import Hub
 from controller.nodes import Nodes
+from controller.owners import Owners
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
 from controller.services import Services
@@ -109,6 +110,7 @@ async def _wire(
         peers=Peers(store, hub, nodes, admission),
         keys=keys,
         tokens=Tokens(store, now),
+        owners=Owners(store),
         enrolment=Enrolment(
             store=store,
             mesh=mesh,

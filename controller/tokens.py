@@ -17,10 +17,14 @@ __all__ = ["Principal", "Tokens"]
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who makes a request. `credential` is what it proved itself with: never logged, never stored."""
+    """Who makes a request. `user`: whose token it is, None when it is nobody's in particular.
+
+    `credential` is what it proved itself with: never logged, never stored.
+    """
 
     actor: str
     role: AdminRole
+    user: str | None
     credential: str = field(repr=False)
 
 
@@ -40,7 +44,8 @@ class Tokens:
                 Kind.UNAUTHENTICATED,
                 "the token is unknown, expired or revoked: make one with `wardmesh-controller token create`",
             )
-        return Principal(actor=f"token:{token.prefix}", role=token.role, credential=text)
+        actor = f"token:{token.prefix}" if token.user is None else f"user:{token.user}:{token.prefix}"
+        return Principal(actor=actor, role=token.role, user=token.user, credential=text)
 
     async def create(
         self, actor: str, wanted: AdminTokenCreate, once: Once | None = None, action: Action = Action.TOKEN_CREATE
@@ -54,13 +59,14 @@ class Tokens:
                 prefix=secret.prefix,
                 hash=secret.hash,
                 role=wanted.role,
+                user=wanted.user,
                 note=wanted.note,
                 created=tx.now,
                 expires=tx.now + timedelta(seconds=wanted.ttl) if wanted.ttl else None,
             )
             await tx.tokens.add(token)
             created = AdminTokenCreated(token=_public(token), secret=secret.text)
-            tx.record(new={"prefix": token.prefix, "role": token.role, "note": token.note})
+            tx.record(new=_summary(token))
             tx.answer(created)
         return created
 
@@ -87,7 +93,12 @@ class Tokens:
                 tx.discard()
                 return
             await tx.tokens.revoke(token_id, tx.now)
-            tx.record(old={"prefix": token.prefix, "role": token.role, "note": token.note})
+            tx.record(old=_summary(token))
+
+
+def _summary(token: StoredToken) -> dict[str, str]:
+    whose = {} if token.user is None else {"user": token.user}
+    return {"prefix": token.prefix, "role": token.role, "note": token.note, **whose}
 
 
 def _public(token: StoredToken) -> AdminToken:
@@ -95,6 +106,7 @@ def _public(token: StoredToken) -> AdminToken:
         id=token.id,
         prefix=token.prefix,
         role=token.role,
+        user=token.user,
         note=token.note,
         created=token.created,
         expires=token.expires,

@@ -12,7 +12,7 @@ from controller.problems import Kind, Refused
 from controller.tokens import Principal
 from controller.wire.netmap import NodeId
 
-__all__ = ["ACCESS", "Admin", "Ctx", "Reader", "Self"]
+__all__ = ["ACCESS", "Admin", "Ctx", "Member", "Reader", "Self"]
 
 Ctx = Annotated[Context, Depends(context)]
 ACCESS = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.TOO_MANY_FAILURES)  # what every route with a token can answer
@@ -20,7 +20,7 @@ ACCESS = (Kind.UNAUTHENTICATED, Kind.FORBIDDEN, Kind.TOO_MANY_FAILURES)  # what 
 _bearer = HTTPBearer(
     scheme_name="adminToken",
     bearerFormat="wma_…",
-    description="an admin token, role `admin` or `read`",
+    description="an admin token, role `admin`, `member` or `read`",
     auto_error=False,
 )
 
@@ -48,12 +48,22 @@ Reader = Annotated[Principal, Depends(_reader)]
 
 
 async def _admin(principal: Reader) -> Principal:
+    if principal.role == "member":
+        raise Refused(Kind.FORBIDDEN, "a member only gives tags that are theirs: use a token of role 'admin'")
     if principal.role != "admin":
         raise Refused(Kind.FORBIDDEN, f"a token of role {principal.role!r} only reads: use one of role 'admin'")
     return principal
 
 
 Admin = Annotated[Principal, Depends(_admin)]
+
+
+async def _member(principal: Reader) -> Principal:
+    """Who may do some of what admins do; the domain asks for how much."""
+    return principal if principal.role == "member" else await _admin(principal)
+
+
+Member = Annotated[Principal, Depends(_member)]
 
 
 async def _self(request: Request) -> NodeId:

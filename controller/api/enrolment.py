@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Path, Response
 
-from controller.api.access import ACCESS, Admin, Ctx, Reader
+from controller.api.access import ACCESS, Admin, Ctx, Member, Reader
 from controller.api.editing import ONCE, MaybeOnce, only_once
 from controller.api.errors import problems
 from controller.api.paging import PAGING, Cursor, Limit, by_age, page
@@ -29,18 +29,20 @@ _KEY_EXAMPLES = {
     "/enrolment-keys",
     status_code=201,
     summary="Create an enrolment key",
-    description="The join string is in this answer and nowhere else.",
+    description="The join string is in this answer and nowhere else. A member's key gives tags that the policy says"
+    " are the member's.",
     responses=problems(*ACCESS, *ONCE, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def create_key(
     ctx: Ctx,
-    admin: Admin,
+    member: Member,
     wanted: Annotated[EnrolmentKeyCreate, Body(openapi_examples=_KEY_EXAMPLES)],
     once: MaybeOnce,
     response: Response,
 ) -> EnrolmentKeyCreated:
     """POST /enrolment-keys."""
-    created = await only_once(EnrolmentKeyCreated, response, ctx.keys.create(admin.actor, wanted, once))
+    (await ctx.owners.of(member)).check_new(wanted.tags)
+    created = await only_once(EnrolmentKeyCreated, response, ctx.keys.create(member.actor, wanted, once))
     response.headers["Location"] = f"/api/v1/enrolment-keys/{created.key.id}"
     return created
 

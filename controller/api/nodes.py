@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Path, Response
 
-from controller.api.access import ACCESS, Admin, Ctx, Reader, Self
+from controller.api.access import ACCESS, Admin, Ctx, Member, Reader, Self
 from controller.api.editing import EDITING, ONCE, Expected, ExpectedIfAny, MaybeOnce, etag, only_once
 from controller.api.errors import problems
 from controller.api.paging import PAGING, Cursor, Limit, by_name, page
@@ -85,6 +85,7 @@ async def get_node(ctx: Ctx, _: Reader, node_id: Id, response: Response) -> Node
 @router.patch(
     "/nodes/{node_id}",
     summary="Rename, tag, approve, enable or disable a node",
+    description="A member changes only tags that the policy says are the member's.",
     responses=problems(
         *ACCESS,
         *EDITING,
@@ -98,14 +99,16 @@ async def get_node(ctx: Ctx, _: Reader, node_id: Id, response: Response) -> Node
 async def update_node(
     *,
     ctx: Ctx,
-    admin: Admin,
+    member: Member,
     node_id: Id,
     patch: Annotated[NodePatch, Body(openapi_examples=_PATCH_EXAMPLES)],
     expected: Expected,
     response: Response,
 ) -> Node:
     """PATCH /nodes/{id}."""
-    node = await ctx.nodes.update(admin.actor, node_id, patch, expected)
+    ownership = await ctx.owners.of(member)
+    ownership.check_patch(patch)
+    node = await ctx.nodes.update(member.actor, node_id, patch, expected, check_tags=ownership.check)
     response.headers["ETag"] = etag(node.revision)
     return node
 
@@ -126,17 +129,19 @@ async def delete_node(ctx: Ctx, admin: Admin, node_id: Id, expected: ExpectedIfA
     "/static-peers",
     status_code=201,
     summary="Add a static peer by its public key",
+    description="A member's carries tags that the policy says are the member's.",
     responses=problems(*ACCESS, *ONCE, *_TAKEN, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def create_peer(
     ctx: Ctx,
-    admin: Admin,
+    member: Member,
     wanted: Annotated[StaticPeerCreate, Body(openapi_examples=_PEER_EXAMPLES)],
     once: MaybeOnce,
     response: Response,
 ) -> Node:
     """POST /static-peers."""
-    node = await only_once(Node, response, ctx.peers.create(admin.actor, wanted, once))
+    (await ctx.owners.of(member)).check_new(wanted.tags)
+    node = await only_once(Node, response, ctx.peers.create(member.actor, wanted, once))
     response.headers["ETag"] = etag(node.revision)
     response.headers["Location"] = f"/api/v1/nodes/{node.id}"
     return node

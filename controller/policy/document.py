@@ -75,7 +75,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A declared tag and who may give it to a node, besides the admins."""
+    """A declared tag and who may give it to a node, besides the admins: `user:NAME` and `group:NAME`."""
 
     name: str
     owners: tuple[str, ...]
@@ -84,10 +84,12 @@ class Tag:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A name for several selectors; groups do not nest."""
+    """A name for several selectors, and for users; groups do not nest. Traffic comes from nodes, so as a selector a
+    group stands for its nodes only; `users` own what the group owns."""
 
     name: str
     members: tuple[Selector, ...]
+    users: frozenset[str]
     place: Place = field(compare=False)
 
 
@@ -204,6 +206,14 @@ class Document:
     def next_expiry(self, now: float) -> int | None:
         """When the next of the grants that are in force at `now` ends; None when none of them does."""
         return min((g.expires for g in self.grants if g.expires is not None and now < g.expires), default=None)
+
+    def owns(self, user: str, tag: str) -> bool:
+        """May this user give nodes `tag` (written `tag:x`), directly or by a group? A tag that is not declared is the
+        admins' alone."""
+        declared = (self.tags or {}).get(tag.removeprefix("tag:"))
+        owners = declared.owners if declared is not None else ()
+        groups = (self.groups.get(owner.removeprefix("group:")) for owner in owners if owner.startswith("group:"))
+        return f"user:{user}" in owners or any(group is not None and user in group.users for group in groups)
 
     def groups_of(self) -> Mapping[str, tuple[str, ...]]:
         """For the key of each selector that is in groups, or that services are on, the keys of those."""

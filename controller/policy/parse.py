@@ -14,7 +14,7 @@ from typing import Final
 
 from pydantic_core import to_jsonable_python
 
-from controller.wire.base import check_name, check_tag
+from controller.wire.base import check_name, check_tag, check_user
 from controller.wire.netmap import PortRange, Protocol
 
 from .document import (
@@ -43,6 +43,10 @@ from .tree import Pairs, Text, Tree, read_tree
 __all__ = ["parse", "parse_grant", "parse_into", "services"]
 
 _SECTIONS: Final = ("hosts", "tags", "groups", "services", "grants", "tests")
+_NOT_HERE: Final = {
+    "svc": "can only stand in 'to': here, name the nodes (tag:, node:, host:, group: or *)",
+    "user": "can only own tags, in groups and under tags: traffic comes from nodes, so name those",
+}
 _MAX_NOTE: Final = 500
 _MAX_TESTS: Final = 1000  # each may look at every pair of nodes
 
@@ -158,8 +162,15 @@ class _Parser(Reader):
         text = self.text(item, "an owner")
         if text is None:
             return None
-        group = _strip(text.value, "group:")
-        if group != text.value and group not in self._group_names:
+        kind, _, name = text.value.partition(":")
+        if kind == "user":
+            return text.value if self.checked(Text(name, text.place), check_user, "owner") is not None else None
+        if kind != "group":
+            message = f"{text.value!r} owns no tags: an owner is user:NAME or group:NAME"
+            self.findings.error("owner", message, text.place)
+            return None
+        group = name
+        if group not in self._group_names:
             near = suggestion(group, self._group_names)
             self.findings.error("unknown-group", f"there is no group {group!r}{near}", text.place)
             return None
@@ -167,14 +178,22 @@ class _Parser(Reader):
 
     def _group(self, key: Text, value: Tree) -> None:
         name = self._declared(key, "group:", self._groups)
-        members = self.one_or_more(value, f"group {key.value!r}", self._member)
+        found = self.one_or_more(value, f"group {key.value!r}", self._member)
         if name is not None:
-            self._groups[name] = Group(name, members, key.place)
+            members = tuple(member for member in found if isinstance(member, Selector))
+            users = frozenset(member for member in found if isinstance(member, str))
+            self._groups[name] = Group(name, members, users, key.place)
 
-    def _member(self, text: Text) -> Selector | None:
+    def _member(self, text: Text) -> Selector | str | None:
+        """What a group holds: a selector, or the name of a user."""
+        kind, colon, name = text.value.partition(":")
+        if kind == "user" and colon:
+            return self.checked(Text(name, text.place), check_user, "user")
         selector = self._selector(text)
         if selector is not None and selector.kind in ("group", "any"):
-            self.findings.error("group-member", f"{text.value!r}: a group holds tags, nodes and hosts", text.place)
+            self.findings.error(
+                "group-member", f"{text.value!r}: a group holds tags, nodes, hosts and users", text.place
+            )
             return None
         return selector
 
@@ -226,9 +245,8 @@ class _Parser(Reader):
             return self._tag_selector(text)
         if kind in ("node", "host", "group"):
             return self._named(kind, Text(name, text.place))
-        if kind == "svc":
-            message = f"{value!r} can only stand in 'to': here, name the nodes (tag:, node:, host:, group: or *)"
-            self.findings.error("selector", message, text.place)
+        if kind in _NOT_HERE:
+            self.findings.error("selector", f"{value!r} {_NOT_HERE[kind]}", text.place)
             return None
         near = suggestion(kind, ("tag", "node", "host", "group", "svc"))
         self.findings.error(

@@ -154,6 +154,7 @@ def _token(row: TokenRow) -> StoredToken:
         prefix=row.prefix,
         hash=row.hash,
         role=row.role,
+        user=row.user,
         note=row.note,
         created=row.created,
         expires=row.expires,

@@ -217,6 +217,7 @@ class TokenRow(Base):
     prefix: Mapped[str] = mapped_column(String(32), unique=True)
     hash: Mapped[str] = mapped_column(String(64), unique=True)
     role: Mapped[AdminRole]
+    user: Mapped[str | None] = mapped_column("user_name", String(64))  # USER is a word of SQL
     note: Mapped[str] = mapped_column(Text)
     created: Mapped[datetime]
     expires: Mapped[datetime | None]

@@ -108,6 +108,7 @@ class StoredToken:
     created: datetime
     expires: datetime | None = None
     revoked: datetime | None = None
+    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

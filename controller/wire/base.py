@@ -22,6 +22,7 @@ __all__ = [
     "Revision",
     "Tag",
     "Text",
+    "UserName",
     "check_address",
     "check_endpoint",
     "check_name",
@@ -29,6 +30,7 @@ __all__ = [
     "check_public_key",
     "check_tag",
     "check_text",
+    "check_user",
     "format_endpoint",
     "split_endpoint",
 ]
@@ -41,6 +43,7 @@ class Message(BaseModel):
 
 
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_USER: Final = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,63}")
 _FIELD_PRIME: Final = 2**255 - 19
 # u-coordinates of small order on Curve25519 (RFC 7748 section 6.1 asks for the check; the list is of the points whose
 # order divides 8). A peer with such a key would share the same secret with everybody.
@@ -74,6 +77,13 @@ def check_tag(value: str) -> str:
         raise ValueError(f"{value!r} is not a tag: write it as tag:NAME")
     check_name(label)
     return value
+
+
+def check_user(value: str) -> str:
+    """Accept what an identity provider or an admin calls a person: 1-64 of a-z, 0-9, '.', '_', '-', '+' and '@'."""
+    if _USER.fullmatch(value):
+        return value
+    raise ValueError(f"{value!r} is not a user's name: use 1-64 of a-z, 0-9, '.', '_', '-', '+', '@', like alice")
 
 
 def check_public_key(value: str) -> str:
@@ -139,6 +149,7 @@ def check_text(value: str) -> str:
     return value
 
 
+UserName = Annotated[str, AfterValidator(check_user)]
 NodeName = Annotated[str, AfterValidator(check_name)]
 Tag = Annotated[str, AfterValidator(check_tag)]
 PublicKey = Annotated[str, AfterValidator(check_public_key)]

@@ -7,9 +7,9 @@ Errors are `Problem` (RFC 9457). Everything that can be edited carries an ETag o
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag, Text
+from .base import Address, Endpoint, Message, NodeName, PublicKey, Revision, Tag, Text, UserName
 from .netmap import Mesh, NodeId
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 
 T = TypeVar("T")
 NodeState = Literal["pending", "active", "disabled"]
-AdminRole = Literal["admin", "read"]
+AdminRole = Literal["admin", "member", "read"]
 
 
 class Page(Message, Generic[T]):
@@ -194,7 +194,14 @@ class AdminTokenCreate(Message):
 
     note: Annotated[Text, Field(max_length=200)] = ""
     role: AdminRole = "admin"
+    user: UserName | None = Field(default=None, description="whose it is; the policy's tag owners name users")
     ttl: Annotated[int, Field(ge=1, le=366 * 86400)] | None = Field(default=None, description="seconds; None: no end")
+
+    @model_validator(mode="after")
+    def _member_is_somebody(self) -> "AdminTokenCreate":
+        if self.role == "member" and self.user is None:
+            raise ValueError("a token of role 'member' needs a user: what it may do depends on whose it is")
+        return self
 
 
 class AdminToken(Message):
@@ -203,6 +210,7 @@ class AdminToken(Message):
     id: str
     prefix: str
     role: AdminRole
+    user: UserName | None = None
     note: str
     created: datetime
     expires: datetime | None = None

@@ -98,7 +98,7 @@ def test_json_is_read_however_it_is_indented() -> None:
         ("hosts: {Lab: 10.0.0.0/8}", "name", (1, 9), "DNS label"),
         ("hosts: {l\u0430b: 10.0.0.0/8}", "name", (1, 9), "U+0430"),
         ("hosts: {ops: 10.0.0.0/8}\ngroups: {ops: [tag:a]}", "ambiguous", (2, 10), "line 1"),
-        ("groups: {ops: [tag:a, group:ops]}", "group-member", (1, 23), "tags, nodes and hosts"),
+        ("groups: {ops: [tag:a, group:ops]}", "group-member", (1, 23), "tags, nodes, hosts and users"),
         ("groups: {ops: []}", "empty", (1, 15), "empty"),
         ("tags: {web: [group:opps]}\ngroups: {ops: [db]}", "unknown-group", (1, 14), "did you mean 'ops'?"),
         (grant(from_="['tag:']"), "selector", (3, 12), "DNS label"),
@@ -200,3 +200,32 @@ def test_every_valid_document_is_read(text: str) -> None:
 def test_any_text_is_a_document_or_a_policy_error(text: str) -> None:
     with contextlib.suppress(PolicyError):
         parse(text)
+
+
+def test_users_own_tags_directly_and_by_group() -> None:
+    document = parse(
+        "tags: {agents: [group:ops, user:bob], tools: []}\ngroups: {ops: [user:alice, h1], all: [tag:agents]}"
+    )
+    assert [document.owns(user, "tag:agents") for user in ("alice", "bob", "carol", "h1")] == [True, True, False, False]
+    assert not document.owns("alice", "tag:tools")
+    assert not document.owns("alice", "tag:unknown")
+    assert not parse("").owns("alice", "tag:agents")
+
+
+def test_a_user_is_no_source_of_traffic() -> None:
+    text = "groups: {ops: [user:alice, h1]}\ngrants: [{from: group:ops, to: h2, ip: icmp}]"
+    assert [s.key for s in parse(text).groups["ops"].members] == ["node:h1"]
+    assert "traffic comes from nodes" in only("grants: [{from: user:alice, to: h2, ip: icmp}]").message
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("tags: {a: [alice]}", "owner", "user:NAME or group:NAME"),
+        ("tags: {a: ['user:Alice B']}", "owner", "not a user's name"),
+        ("groups: {a: ['user:']}", "user", "not a user's name"),
+    ],
+)
+def test_an_owner_that_is_nobody_is_an_error(text: str, code: str, words: str) -> None:
+    assert only(text).code == code
+    assert words in only(text).message

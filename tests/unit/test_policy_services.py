@@ -169,7 +169,7 @@ def granting(rest: str, to: str = "svc:github") -> str:
         (
             f"{SERVICES}tests: [{{from: h1, to: svc:github, deny: {{tools: [{{a: {{}}, b: {{}}}}]}}}}]",
             "type",
-            (8, 50),
+            (8, 51),
             "one",
         ),
         (f"{SERVICES}grants: [{{from: svc:db, to: tag:a, ip: icmp}}]", "selector", (8, 17), "only stand in 'to'"),

@@ -27,10 +27,17 @@ app = group(
     epilog=examples(
         "wardmesh token create --note alice",
         "wardmesh token create --role read --ttl 30d --note dashboard > dashboard.token",
+        "wardmesh token create --role member --user alice",
     )
 )
 def create(
-    role: Annotated[Literal["admin", "read"], typer.Option(help="read may look but change nothing.")] = "admin",
+    role: Annotated[
+        Literal["admin", "member", "read"],
+        typer.Option(help="read may look but change nothing; a member may give nodes the tags that its user owns."),
+    ] = "admin",
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Whose it is, as the policy's tag owners name them.")
+    ] = None,
     ttl: Annotated[
         str | None, typer.Option(metavar="DURATION", help="How long it is valid: 12h, 7d, 2w. Default: until revoked.")
     ] = None,
@@ -39,7 +46,7 @@ def create(
 ) -> None:
     """Make a token and print it, once: the controller keeps only a hash."""
     lifetime = seconds(ttl) if ttl is not None else None
-    request = build(lambda: AdminTokenCreate(note=comment, role=role, ttl=lifetime))
+    request = build(lambda: AdminTokenCreate(note=comment, role=role, user=user, ttl=lifetime))
     with connect() as controller:
         created = controller.create_token(request)
     if json:
@@ -59,12 +66,13 @@ def list_tokens(json: JsonFlag = False) -> None:
         return
     now = datetime.now(UTC)
     table(
-        ("ID", "TOKEN", "ROLE", "STATE", "CREATED", "EXPIRES", "NOTE"),
+        ("ID", "TOKEN", "ROLE", "USER", "STATE", "CREATED", "EXPIRES", "NOTE"),
         (
             (
                 token.id,
                 f"{token.prefix}…",
                 token.role,
+                token.user or "-",
                 _state(token, now),
                 ago(token.created, now),
                 ago(token.expires, now),
