@@ -7,7 +7,7 @@ from typing import Annotated, Final, TypeVar
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 
-from controller.api.access import Admin
+from controller.api.access import Member
 from controller.idempotency import Once, Replay
 from controller.problems import Kind, Refused
 
@@ -51,7 +51,7 @@ Expected = Annotated[frozenset[int] | None, Depends(_expected)]
 
 async def _once(
     request: Request,
-    principal: Admin,
+    principal: Member,
     idempotency_key: Annotated[
         str | None,
         Header(
