@@ -44,8 +44,8 @@ __all__ = ["parse", "parse_grant", "parse_into", "services"]
 
 _SECTIONS: Final = ("hosts", "tags", "groups", "services", "grants", "tests")
 _NOT_HERE: Final = {
-    "svc": "can only stand in 'to': here, name the nodes (tag:, node:, host:, group: or *)",
-    "user": "can only own tags, in groups and under tags: traffic comes from nodes, so name those",
+    "svc": " can only stand in 'to': here, name the nodes (tag:, node:, host:, group: or *)",
+    "user": ": 'user' is no kind of selector: users own tags, and traffic comes from nodes",
 }
 _MAX_NOTE: Final = 500
 _MAX_TESTS: Final = 1000  # each may look at every pair of nodes
@@ -246,7 +246,7 @@ class _Parser(Reader):
         if kind in ("node", "host", "group"):
             return self._named(kind, Text(name, text.place))
         if kind in _NOT_HERE:
-            self.findings.error("selector", f"{value!r} {_NOT_HERE[kind]}", text.place)
+            self.findings.error("selector", f"{value!r}{_NOT_HERE[kind]}", text.place)
             return None
         near = suggestion(kind, ("tag", "node", "host", "group", "svc"))
         self.findings.error(
