@@ -1,6 +1,6 @@
 """/policy."""
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Query, Response
 
@@ -10,6 +10,7 @@ from controller.api.errors import problems
 from controller.api.paging import PAGING, Cursor, by_number, page
 from controller.counters import counters
 from controller.explain import explain
+from controller.policy import policy_schema
 from controller.problems import Kind
 from controller.wire.rest import (
     Explanation,
@@ -80,6 +81,17 @@ async def check_policy(ctx: Ctx, _: Reader, wanted: _Write) -> PolicyReport:
 async def diff_policy(ctx: Ctx, _: Reader, wanted: _Write) -> PolicyDifference:
     """POST /policy/diff."""
     return await ctx.policy.diff(wanted.text)
+
+
+@router.get(
+    "/policy/schema",
+    summary="The JSON Schema of policy documents",
+    description="For editors: completion, descriptions and the first faults while one types.",
+    responses=problems(*ACCESS),
+)
+async def get_schema(_: Reader) -> dict[str, Any]:
+    """GET /policy/schema."""
+    return policy_schema()
 
 
 @router.get(

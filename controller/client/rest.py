@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 
 from controller.wire.base import check_name
 from controller.wire.call_records import CallEntry
@@ -49,6 +49,7 @@ from .trust import TIMEOUT, tls_problem, unreachable
 
 __all__ = ["RestClient", "Tagged"]
 
+_JsonObject = RootModel[dict[str, Any]]
 M = TypeVar("M", bound=BaseModel)
 
 _PAGE: Final = 500  # the API's largest page
@@ -196,6 +197,10 @@ class RestClient:
     def diff_policy(self, policy: PolicyWrite) -> PolicyDifference:
         """POST /policy/diff; changes nothing."""
         return self._read(PolicyDifference, self._post("policy/diff", policy))
+
+    def policy_schema(self) -> dict[str, Any]:
+        """GET /policy/schema: JSON Schema, as this controller reads documents."""
+        return self._read(_JsonObject, self._send("GET", "policy/schema")).root
 
     def policies(self) -> Iterator[PolicyDocument]:
         """GET /policy/history, newest first, page by page as they are consumed."""

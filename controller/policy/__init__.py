@@ -11,5 +11,6 @@ from .compile import CompiledPolicy, compile_policy
 from .document import Document
 from .findings import PolicyError
 from .parse import parse
+from .schema import policy_schema
 
-__all__ = ["CompiledPolicy", "Document", "PolicyError", "check", "compile_policy", "parse"]
+__all__ = ["CompiledPolicy", "Document", "PolicyError", "check", "compile_policy", "parse", "policy_schema"]

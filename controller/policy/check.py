@@ -3,6 +3,7 @@
 The only part of the package that looks at the fleet. Not run at start-up: see `parse`.
 """
 
+import ipaddress
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,6 +15,7 @@ from .findings import Findings, PolicyError, suggestion
 from .model import Member
 from .parse import parse_into
 from .population import Population
+from .shadow import shadowed
 from .trial import Trial
 
 __all__ = ["check"]
@@ -47,6 +49,7 @@ class _Check:
         self._findings = findings
         # A node that waits for approval or is disabled has a name, and none of its packets pass.
         self._names = {node.name for node in fleet.nodes.values()}
+        self._prefixes = tuple(ipaddress.ip_network(prefix) for prefix in (fleet.mesh.prefix4, fleet.mesh.prefix6))
         self._population = Population(
             document,
             (Member(node.name, node.tags, node.addresses) for node in fleet.nodes.values() if node.state == "active"),
@@ -61,6 +64,8 @@ class _Check:
         seen: dict[str, Grant] = {}
         for grant in self._document.grants:
             self._grant(grant, seen)
+        for grant, by in shadowed(self._document, self._now):
+            self._shadowed(grant, by)
         trial = Trial(self._document, self._population, self._now)
         for test in self._document.tests:
             failures = trial.failures(test)
@@ -130,6 +135,14 @@ class _Check:
             message = f"only {only.name!r} is on both sides, and a node's traffic with itself is not filtered"
             self._findings.warning("unreachable", message, grant.place)
 
+    def _shadowed(self, grant: Grant, by: tuple[Grant, ...]) -> None:
+        if any(other.id.partition("-")[0] == grant.id.partition("-")[0] for other in by):
+            return  # the same words twice: reported as that
+        lines = [str(other.place.line) for other in by[:5]] + (["others"] if len(by) > 5 else [])
+        where = f"line {lines[0]} grants" if len(lines) == 1 else f"lines {', '.join(lines[:-1])} and {lines[-1]} grant"
+        message = f"this grant gives nothing of its own: {where} all of it already"
+        self._findings.warning("shadowed-grant", message, grant.place)
+
     def _speaks_mcp(self, reach: Reach) -> bool:
         gateway = self._document.services[reach.service].gateway if reach.service is not None else None
         return gateway is not None and gateway.kind == "mcp"
@@ -150,4 +163,11 @@ class _Check:
             return f"no active node has {selector.key}{near}"
         if selector.kind == "node":
             return f"the node {selector.name!r} is not active"
+        if selector.kind == "host":
+            prefix = self._document.hosts[selector.name].prefix
+            if not any(prefix.version == mesh.version and prefix.overlaps(mesh) for mesh in self._prefixes):
+                within = " and ".join(map(str, self._prefixes))
+                return f"no node can match {selector.key}: {prefix} is outside of the mesh, which has {within}"
+        if selector.kind == "group" and not self._document.groups[selector.name].members:
+            return f"no node can match {selector.key}: it holds users only, and traffic comes from nodes"
         return f"no active node matches {selector.key}"

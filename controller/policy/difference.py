@@ -16,6 +16,7 @@ from .model import Member
 from .parse import services
 from .population import Population
 from .ports import ALL_PORTS, Ports, format_ports, merge, without
+from .words import calls_in_words
 
 __all__ = ["MOST", "difference"]
 
@@ -32,7 +33,9 @@ def difference(old: Document, new: Document, members: Iterable[Member], now: flo
     changes = []
     for source, destination in sorted(set(_affected(before, after)), key=lambda pair: (pair[0].name, pair[1].name)):
         had, has = before.access(source, destination), after.access(source, destination)
-        gained, lost = tuple(_entries(has, had)), tuple(_entries(had, has))
+        could, can = before.calls(source, destination), after.calls(source, destination)
+        gained = (*_entries(has, had), *sorted(can - could))
+        lost = (*_entries(had, has), *sorted(could - can))
         if gained or lost:
             changes.append(AccessChange(source=source.name, destination=destination.name, gained=gained, lost=lost))
     return PolicyDifference(changes=tuple(changes[:MOST]), pairs=len(changes))
@@ -45,6 +48,7 @@ class _Part:
     sources: frozenset[Member]
     destinations: frozenset[Member]
     access: tuple[tuple[Protocol, Ports], ...]
+    calls: frozenset[str] = frozenset()
 
 
 class _Reach:
@@ -59,7 +63,8 @@ class _Reach:
             sources = _members(population, grant.from_)
             for number, reach in enumerate(grant.reaches):
                 key = grant.id, number
-                part = _Part(sources, _destinations(population, reach), tuple(_access(reach)))
+                calls = frozenset(calls_in_words(grant.mcp) if grant.mcp is not None else ())
+                part = _Part(sources, _destinations(population, reach), tuple(_access(reach)), calls)
                 self.parts[key] = part
                 for index, side in ((self._from, part.sources), (self._to, part.destinations)):
                     for member in side:
@@ -72,6 +77,11 @@ class _Reach:
             for protocol, ports in self.parts[key].access:
                 found.setdefault(protocol, []).extend(ports)
         return {protocol: merge(ports) for protocol, ports in found.items()}
+
+    def calls(self, source: Member, destination: Member) -> frozenset[str]:
+        """What the one may call on the other, in words: patterns are compared as they are written."""
+        keys = self._from.get(source, set()) & self._to.get(destination, set())
+        return frozenset().union(*(self.parts[key].calls for key in keys))
 
 
 def _access(reach: Reach) -> Iterator[tuple[Protocol, Ports]]:

@@ -42,7 +42,9 @@ from .tree import Pairs, Text, Tree, read_tree
 
 __all__ = ["parse", "parse_grant", "parse_into", "services"]
 
-_SECTIONS: Final = ("hosts", "tags", "groups", "services", "grants", "tests")
+SECTIONS: Final = ("hosts", "tags", "groups", "services", "grants", "tests")
+GRANT_KEYS: Final = ("from", "to", "ip", "mcp", "note", "expires")
+TEST_KEYS: Final = ("from", "to", "accept", "deny")
 _NOT_HERE: Final = {
     "svc": " can only stand in 'to': here, name the nodes (tag:, node:, host:, group: or *)",
     "user": ": 'user' is no kind of selector: users own tags, and traffic comes from nodes",
@@ -96,7 +98,7 @@ class _Parser(Reader):
         self._grant_ids: Counter[str] = Counter()
 
     def document(self, tree: Tree) -> Document:
-        sections = self.fields(tree, "the document", _SECTIONS)
+        sections = self.fields(tree, "the document", SECTIONS)
         # Names first: a bare selector means whatever the document itself declares under that name.
         for key, value in self._section(sections, "hosts"):
             self._host(key, value)
@@ -293,7 +295,7 @@ class _Parser(Reader):
     # Grants and tests
 
     def _grant(self, tree: Tree) -> Grant | None:
-        fields = self.fields(tree, "a grant", ("from", "to", "ip", "mcp", "note", "expires"))
+        fields = self.fields(tree, "a grant", GRANT_KEYS)
         if not self.has(fields, ("from", "to"), "a grant", tree):
             return None
         from_ = self.one_or_more(fields["from"], "from", self._selector)
@@ -362,7 +364,7 @@ class _Parser(Reader):
         return text.value if text is not None else ""
 
     def _test(self, tree: Tree) -> Test | None:
-        fields = self.fields(tree, "a test", ("from", "to", "accept", "deny"))
+        fields = self.fields(tree, "a test", TEST_KEYS)
         if not self.has(fields, ("from", "to"), "a test", tree):
             return None
         if "accept" not in fields and "deny" not in fields:

@@ -227,7 +227,7 @@ class AdminTokenCreated(Message):
 class AccessChange(Message):
     """One pair whose access a document would change: two nodes, or a node and a gateway service (`svc:NAME`).
 
-    Entries are written as in `ip` of a grant.
+    Entries are written as in `ip` of a grant; of services, also the calls: `tool get_file (path under /project-x)`.
     """
 
     source: NodeName

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
-import yaml
 
+from controller.policy.findings import Findings
+from controller.policy.reader import Reader
+from controller.policy.tree import read_tree
 from controller.server import Running
 
 from .hosts import new_node
@@ -83,7 +85,9 @@ tests:
       prompts: [review]
     deny: {tools: [search_secrets, {get_file: {path: /etc/passwd}}], resources: "file:///etc/passwd"}
 """
-BASES: Final = (VALID, json.dumps(yaml.load(VALID, yaml.BaseLoader), indent=1), "grants: []\n")
+TREE: Final = read_tree(VALID)
+assert TREE is not None
+BASES: Final = (VALID, json.dumps(Reader(Findings()).json(TREE), indent=1), "grants: []\n")
 PIECES: Final = (
     *":-[]{},\"'*&!|>%@`#?\t\n ",
     *("tcp:", "udp:", "icmp", "65536", "0", "-1", "~", "null", "tag:", "group:", "node:", "host:", "/33", "::", "=>"),

@@ -54,6 +54,36 @@ def test_an_expired_grant_changes_nothing() -> None:
     assert changes("", "grants: [{from: alice, to: bob, ip: tcp:1, expires: 2001-01-01T00:00:00Z}]") == []
 
 
+SERVED = "services: {s: {on: tag:tools, mcp: {upstream: 'http://h/'}}}\n"
+
+
+def test_a_service_is_one_destination_whoever_serves_it() -> None:
+    new = SERVED + "grants: [{from: tag:agents, to: svc:s, mcp: {tools: [a, 'b*'], resources: 'file:///**'}}]"
+    entries = ("tcp:80", "resource file:///**", "tool a", "tool b*")
+    assert changes("", new) == [("alice", "svc:s", entries, ())]
+    assert changes(new, SERVED) == [("alice", "svc:s", (), entries)]
+
+
+def test_another_argument_rule_is_a_change_of_the_tool() -> None:
+    text = SERVED + "grants: [{from: alice, to: svc:s, mcp: {tools: [a, b], args: {a: {p: {under: /x}}}}}]"
+    assert changes(text, text.replace("/x", "/y")) == [
+        ("alice", "svc:s", ("tool a (p under /y)",), ("tool a (p under /x)",))
+    ]
+
+
+def test_conditions_of_a_tool_are_told_in_words() -> None:
+    mcp = (
+        "{tools: [a, 'b*'], deny_tools: bad, limits: {a: 5/10s, 'b*': 9/m},"
+        " args: {a: {p: {pattern: 'x+', optional: true}, q: {one_of: [1, x], range: {max: 3}, each: true}}}}"
+    )
+    ((_, _, gained, _),) = changes(SERVED, f"{SERVED}grants: [{{from: alice, to: svc:s, mcp: {mcp}}}]")
+    many = "p matches 'x+', if given for a; each of q is one of 1, 'x' and is from any to 3 for a"
+    assert gained[1:] == (
+        "tool a (p matches 'x+', if given; each of q is one of 1, 'x' and is from any to 3; 5/10s)",
+        f"tool b* (not bad; {many}; 5/10s for a; 9/60s)",
+    )
+
+
 def test_more_changes_than_are_listed_are_counted() -> None:
     crowd = [Member(f"n{number}", frozenset(), (f"100.64.1.{number}",)) for number in range(40)]
     found = difference(parse(""), parse("grants: [{from: '*', to: '*', ip: icmp}]"), crowd, NOW)

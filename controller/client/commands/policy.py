@@ -1,4 +1,4 @@
-"""policy: show, check, diff, apply, roll back, explain.
+"""policy: show, check, diff, apply, roll back, explain, and the schema of the document.
 
 The document is text that belongs in version control; these commands carry it.
 """
@@ -132,13 +132,24 @@ def diff(file: FileArgument, json: JsonFlag = False) -> None:
     table(
         ("FROM", "TO", "GAINS", "LOSES"),
         (
-            (change.source, change.destination, " ".join(change.gained) or "-", " ".join(change.lost) or "-")
+            (change.source, change.destination, ", ".join(change.gained) or "-", ", ".join(change.lost) or "-")
             for change in found.changes
         ),
         empty="No access changes between the nodes that are active now.",
     )
     if found.pairs > len(found.changes):
         note(f"These are the first {len(found.changes)} of {found.pairs} pairs of nodes.")
+
+
+@app.command(epilog=examples("wardmesh policy schema > policy.schema.json"))
+def schema() -> None:
+    """Print the JSON Schema of policy documents, for editors.
+
+    A document that begins with `# yaml-language-server: $schema=policy.schema.json` is then completed and checked in
+    every editor that uses that server.
+    """
+    with connect() as controller:
+        print_json(controller.policy_schema())
 
 
 @app.command(epilog=examples("wardmesh policy history", "wardmesh policy history --limit 1 --json"))

@@ -6,6 +6,8 @@ import select
 import subprocess
 import time
 
+from jsonschema_rs import Draft202012Validator
+
 from .bench import BIN, Cli
 
 GOOD = """\
@@ -125,3 +127,10 @@ def test_what_was_denied_is_nothing_where_no_host_is(cli: Cli) -> None:
     done = cli("audit", "denied", "--node", "nobody")
     assert done.code == 1
     assert "nobody" in done.err
+
+
+def test_the_schema_of_documents_is_printed(cli: Cli) -> None:
+    schema = cli("policy", "schema").json()
+    assert schema["properties"]["grants"]["description"]
+    assert Draft202012Validator(schema).is_valid({"grants": []})
+    assert not Draft202012Validator(schema).is_valid({"grant": []})

@@ -42,6 +42,7 @@ COMMANDS = [
     "policy diff",
     "policy history",
     "policy rollback",
+    "policy schema",
     "policy counters",
     "policy explain",
     "service",
