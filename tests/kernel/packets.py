@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Final
 
-__all__ = ["checksum", "echo", "extension", "ip", "tcp_syn", "udp"]
+__all__ = ["checksum", "echo", "extension", "ip", "lone_fragment", "tcp_syn", "udp", "unreachable"]
 
 ICMP_ECHO: Final = 8
 ICMPV6_ECHO: Final = 128
@@ -51,6 +51,19 @@ def echo(source: str, destination: str, token: int) -> bytes:
         return _with_checksum(data, 2, source, destination, socket.IPPROTO_ICMPV6)
     data = struct.pack(">BBHI", ICMP_ECHO, 0, 0, token)
     return data[:2] + struct.pack(">H", checksum(data)) + data[4:]
+
+
+def unreachable(source: str, destination: str, quoted: bytes) -> bytes:
+    """An error of ICMP or ICMPv6, port unreachable, about the packet that is quoted."""
+    if ":" in source:
+        return _with_checksum(struct.pack(">BBHI", 1, 4, 0, 0) + quoted, 2, source, destination, socket.IPPROTO_ICMPV6)
+    data = struct.pack(">BBHI", 3, 3, 0, 0) + quoted
+    return data[:2] + struct.pack(">H", checksum(data)) + data[4:]
+
+
+def lone_fragment(next_header: int, ident: int) -> bytes:
+    """An IPv6 fragment header of the last fragment of many, whose others never come (RFC 8200 section 4.5)."""
+    return struct.pack(">BBHI", next_header, 0, 100 << 3, ident)
 
 
 def extension(next_header: int) -> bytes:

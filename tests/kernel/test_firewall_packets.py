@@ -75,15 +75,33 @@ def test_a_datagram_in_fragments_is_judged_whole(guarded: Guarded) -> None:
             assert server.recv(6000) == b"t" * 5000
 
 
-def test_a_lone_fragment_whose_bytes_look_like_ports_does_not_pass(guarded: Guarded) -> None:
+@both_families
+def test_a_lone_fragment_whose_bytes_look_like_ports_does_not_pass(guarded: Guarded, six: bool) -> None:
     guarded.apply(netmap(guarded.member, SENDER, rules=everything()))
-    theirs, own = SENDER.address, guarded.member.address
-    with raw(guarded.sender, 0, header=True) as outlet, raw(guarded.host, socket.IPPROTO_UDP) as inlet:
+    theirs, own = pairs(guarded)[six]
+    udp = socket.IPPROTO_UDP
+    with raw(guarded.sender, 0, six=six, header=True) as outlet, raw(guarded.host, udp, six=six) as inlet:
         data = packets.udp(theirs, own, 4000, 443, b"fragment")
-        outlet.sendto(packets.ip(theirs, own, socket.IPPROTO_UDP, data, fragment=100), (own, 0))
+        if six:
+            lone = packets.ip(theirs, own, 44, packets.lone_fragment(udp, 7) + data)
+        else:
+            lone = packets.ip(theirs, own, udp, data, fragment=100)
+        outlet.sendto(lone, (own, 0))
         whole = packets.udp(theirs, own, 4000, 443, b"whole")
-        outlet.sendto(packets.ip(theirs, own, socket.IPPROTO_UDP, whole), (own, 0))
-        assert inlet.recv(100)[28:] == b"whole"
+        outlet.sendto(packets.ip(theirs, own, udp, whole), (own, 0))
+        assert inlet.recv(100).endswith(b"whole")
+
+
+@both_families
+def test_an_icmp_error_about_a_flow_that_never_was_does_not_pass(guarded: Guarded, six: bool) -> None:
+    guarded.apply(netmap(guarded.member, SENDER, rules=everything()))
+    theirs, own = pairs(guarded)[six]
+    never = packets.ip(own, theirs, socket.IPPROTO_UDP, packets.udp(own, theirs, 4000, 443, b"never sent"))
+    protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+    before = guarded.counters()["denied/in"]
+    with raw(guarded.sender, 0, six=six, header=True) as outlet:
+        outlet.sendto(packets.ip(theirs, own, protocol, packets.unreachable(theirs, own, never)), (own, 0))
+    eventually(lambda: guarded.counters()["denied/in"] == before + 1)
 
 
 def test_icmp_rules_are_for_echo_alone(guarded: Guarded) -> None:
