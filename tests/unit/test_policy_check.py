@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.policy import check, parse
+from controller.policy import check, compile_policy, parse
 from controller.policy.model import Member, selects
 from controller.policy.population import Population
 from controller.policy.ports import covers, merge, overlap
@@ -176,19 +176,29 @@ def test_a_check_is_the_same_each_time(among: Fleet) -> None:
     assert check(among.policy.text, among, now=NOW) == check(among.policy.text, among, now=NOW)
 
 
-def test_a_thousand_nodes_and_three_hundred_grants_are_checked_within_a_second() -> None:
+def test_a_thousand_nodes_and_three_hundred_grants_are_checked_and_compiled_within_a_second() -> None:
     nodes = [node(n, f"t{n % 50}", f"u{n % 7}") for n in range(1, 1001)]
-    grants = [
+    grants: list[dict[str, object]] = [
         {"from": [f"tag:t{n % 50}", f"h{n + 1}"], "to": [f"tag:u{n % 7}", "low"], "ip": [f"tcp:{n + 1}", "icmp"]}
         for n in range(300)
     ]
-    tests = [{"from": f"tag:t{n}", "to": f"tag:u{n % 7}", "accept": "icmp", "deny": "udp:53"} for n in range(50)]
-    text = json.dumps({"hosts": {"low": "100.64.0.0/26"}, "grants": grants, "tests": tests})
+    tests: list[dict[str, object]] = [
+        {"from": f"tag:t{n}", "to": f"tag:u{n % 7}", "accept": "icmp", "deny": "udp:53"} for n in range(50)
+    ]
+    services = {f"s{n}": {"on": f"tag:u{n % 7}", "mcp": {"upstream": "http://127.0.0.1:1/"}} for n in range(50)}
+    grants[200:] = [
+        {"from": [f"tag:t{n % 50}"], "to": [f"svc:s{n % 50}"], "mcp": {"tools": ["get_*"], "limits": {"get_*": "5/s"}}}
+        for n in range(100)
+    ]
+    tests += [{"from": f"tag:t{n}", "to": f"svc:s{n}", "accept": {"tools": ["get_a"]}} for n in range(50)]
+    sections = {"hosts": {"low": "100.64.0.0/26"}, "services": services, "grants": grants, "tests": tests}
+    text = json.dumps(sections)
     among = fleet(nodes)
     elapsed = []
     for _ in range(3):
         started = time.perf_counter()
         answer = check(text, among)
+        compile_policy(parse(text))
         elapsed.append(time.perf_counter() - started)
     assert answer.grants == 300
     assert min(elapsed) < 1.0
