@@ -15,11 +15,12 @@ from controller.policy.ports import parse_ports
 from controller.problems import Kind, Refused
 from controller.records import NodeRecord
 from controller.wire.asking import Answer
-from controller.wire.netmap import Protocol
+from controller.wire.base import Address
+from controller.wire.netmap import NodeId, Protocol
 from controller.wire.rest import ExplainedGrant, ExplainedHost, Explanation, KernelVerdict
 from controller.wire.rules import Flow, allowing
 
-__all__ = ["explain"]
+__all__ = ["explain", "explained"]
 
 _FAVOUR: Final = {False: 0, None: 1, True: 2}
 
@@ -29,24 +30,34 @@ async def explain(
 ) -> Explanation:
     """May `source` open `flow` (`tcp:443`, `udp:53`, `icmp`) to `destination`? Nodes by name or id.
 
-    Raises Refused: NOT_FOUND for a node that does not exist, INVALID for a port that does not, or one node twice.
+    `svc:NAME` stands for the service's addresses at the node that holds them now. Raises Refused: NOT_FOUND for a node
+    or service that does not exist or that nobody holds, INVALID for a port that does not exist, or one node twice.
     """
     protocol, port = _service(flow)
-    one, other = _node(hub, source), _node(hub, destination)
+    name = destination.removeprefix("svc:") if destination.startswith("svc:") else None
+    addresses, holder = _held(hub, name) if name is not None else ((), destination)
+    one, other = _node(hub, source), _node(hub, holder)
     if one is other:
         raise Refused(Kind.INVALID, f"{one.name!r} is on both sides, and a node's traffic with itself is not filtered")
     revision, document = hub.policy()
     grants: list[Grant] = []
     if one.state == other.state == "active":
-        grants = allowing_grants(document, _member(one), _member(other), protocol, port, now=now.timestamp())
-    outward = [Flow(direction="out", peer=address, protocol=protocol, port=port) for address in other.addresses]
-    inward = [Flow(direction="in", peer=address, protocol=protocol, port=port) for address in one.addresses]
+        grants = allowing_grants(
+            document, _member(one), _member(other), protocol, port, now=now.timestamp(), service=name
+        )
+    outward = [
+        Flow(direction="out", peer=address, protocol=protocol, port=port) for address in addresses or other.addresses
+    ]
+    inward = [
+        Flow(direction="in", peer=address, protocol=protocol, port=port, local=_same_family(address, addresses))
+        for address in one.addresses
+    ]
     found = Explanation(
         source=_host(hub, one, outward, now),
         destination=_host(hub, other, inward, now),
         flow=flow,
         allowed=bool(grants),
-        grants=tuple(_explained(hub, grant) for grant in grants),
+        grants=tuple(explained(hub, grant) for grant in grants),
         policy_revision=revision,
     )
     told = await questions.ask({node.id: flows for node, flows in ((one, outward), (other, inward)) if flows})
@@ -67,6 +78,23 @@ def _service(text: str) -> tuple[Protocol, int | None]:
     except ValueError as error:
         raise Refused(Kind.INVALID, f"query.port: {error}") from error
     return "tcp" if kind == "tcp" else "udp", low
+
+
+def _held(hub: Hub, name: str) -> tuple[tuple[Address, ...], NodeId]:
+    """The addresses of a service, and who holds them."""
+    service, holder = hub.service(name), hub.given_to(name)
+    if service is None:
+        raise Refused(
+            Kind.NOT_FOUND,
+            f"the policy in force has no service {name!r} with addresses of its own: `GET /services` lists them",
+        )
+    if holder not in hub.servers(name) or holder is None:
+        raise Refused(Kind.NOT_FOUND, f"nobody holds svc:{name} now: `wardmesh service show {name}` says why")
+    return service.addresses, holder
+
+
+def _same_family(address: Address, among: tuple[Address, ...]) -> Address | None:
+    return next((one for one in among if (":" in one) == (":" in address)), None)
 
 
 def _node(hub: Hub, reference: str) -> NodeRecord:
@@ -105,7 +133,8 @@ def _verdict(told: Answer) -> KernelVerdict:
     return KernelVerdict(passes=worst.passes, revision=told.revision, grant=worst.grant, why=worst.why)
 
 
-def _explained(hub: Hub, grant: Grant) -> ExplainedGrant:
+def explained(hub: Hub, grant: Grant) -> ExplainedGrant:
+    """The grant as people find it again."""
     expires = None if grant.expires is None else datetime.fromtimestamp(grant.expires, UTC)
     temporary = hub.temporary_grant(grant.id)
     if temporary is not None:

@@ -10,6 +10,7 @@ from controller.api.errors import problems
 from controller.api.paging import PAGING, Cursor, by_number, page
 from controller.counters import counters
 from controller.explain import explain
+from controller.explain_calls import explain_call
 from controller.policy import policy_schema
 from controller.problems import Kind
 from controller.wire.rest import (
@@ -21,6 +22,7 @@ from controller.wire.rest import (
     PolicyReport,
     PolicyWrite,
 )
+from controller.wire.services import CallExplanation, CallQuestion
 
 __all__ = ["router"]
 
@@ -32,6 +34,14 @@ _EXAMPLES = {
 _Write = Annotated[PolicyWrite, Body(openapi_examples=_EXAMPLES)]
 _LARGE_ITEMS: Final = 20  # a document has up to 1 MiB, so pages are shorter than elsewhere
 _Host = Annotated[str, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a node's name or id", examples=["db1"])]
+_Destination = Annotated[
+    str,
+    Query(
+        pattern=r"^(svc:)?[A-Za-z0-9_-]{1,64}$",
+        description="a node's name or id, or svc:NAME for the addresses of a service",
+        examples=["svc:github"],
+    ),
+]
 _Flow = Annotated[
     str,
     Query(
@@ -117,10 +127,22 @@ async def list_policies(
     responses=problems(*ACCESS, Kind.NOT_FOUND),
 )
 async def explain_policy(
-    ctx: Ctx, _: Reader, source: Annotated[_Host, Query(alias="from")], to: _Host, port: _Flow
+    ctx: Ctx, _: Reader, source: Annotated[_Host, Query(alias="from")], to: _Destination, port: _Flow
 ) -> Explanation:
     """GET /policy/explain."""
     return await explain(ctx.hub, ctx.questions, source=source, destination=to, flow=port, now=ctx.now())
+
+
+@router.post(
+    "/policy/explain-call",
+    summary="May this node call this tool with these arguments?",
+    description="By which grants of the policy in force, or what would be needed. Changes nothing; also for tokens that"
+    " only read.",
+    responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.BAD_REQUEST, Kind.TOO_LARGE),
+)
+async def explain_policy_call(ctx: Ctx, _: Reader, question: Annotated[CallQuestion, Body()]) -> CallExplanation:
+    """POST /policy/explain-call."""
+    return explain_call(ctx.hub, question, ctx.now())
 
 
 @router.get(

@@ -42,7 +42,7 @@ from controller.wire.rest import (
     Problem,
     StaticPeerCreate,
 )
-from controller.wire.services import MeshService, ServiceMove
+from controller.wire.services import CallExplanation, CallQuestion, MeshService, ServiceMove
 
 from .errors import BadAnswerError, NotFoundError, RefusedError, UnreachableError
 from .trust import TIMEOUT, tls_problem, unreachable
@@ -215,6 +215,10 @@ class RestClient:
         """GET /policy/counters. `node` by name or id; None for all that are online."""
         params = {"node": node} if node is not None else {}
         return self._read(PolicyCounters, self._send("GET", "policy/counters", params=params))
+
+    def explain_call(self, question: CallQuestion) -> CallExplanation:
+        """POST /policy/explain-call; changes nothing."""
+        return self._read(CallExplanation, self._post("policy/explain-call", question))
 
     # Services
 

@@ -1,15 +1,16 @@
 """Resources of `/api/v1/services`: where the services of the policy in force are now."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .base import Address, Message, NodeName, Revision
+from .base import Address, Message, NodeName, Revision, Text
 from .mcp import ServiceName
 from .netmap import NodeId
+from .rest import ExplainedGrant
 
-__all__ = ["MeshService", "ServiceHost", "ServiceMove"]
+__all__ = ["CallExplanation", "CallQuestion", "MeshService", "ServiceHost", "ServiceMove"]
 
 
 class ServiceHost(Message):
@@ -47,3 +48,25 @@ class ServiceMove(Message):
 
     node: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["tools2"])]
     force: bool = False
+
+
+class CallQuestion(Message):
+    """POST /policy/explain-call. `source`: a node's name or id; `service`: with or without `svc:`."""
+
+    source: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["agent1"])]
+    service: Annotated[str, Field(pattern=r"^(svc:)?[a-z0-9-]{1,63}$", examples=["svc:github"])]
+    tool: Annotated[Text, Field(min_length=1, max_length=512, examples=["create_issue"])]
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class CallExplanation(Message):
+    """May `source` call this tool with these arguments? By which `grants`; or why not, and the grant `needed`."""
+
+    source: NodeName
+    service: ServiceName
+    tool: str
+    allowed: bool
+    grants: tuple[ExplainedGrant, ...] = ()
+    reason: str | None = None
+    needed: str = ""
+    policy_revision: Revision

@@ -409,3 +409,65 @@ async def test_the_command_lists_shows_and_moves(
     unknown = await asyncio.to_thread(cli, "service", "show", "gitlab")
     assert unknown.code == 1
     assert "`wardmesh service list`" in unknown.err
+
+
+class TestExplain:
+    async def test_a_flow_to_a_service_is_one_to_its_holder_at_the_services_own_address(
+        self, admin: Client, anyone: Client, servers: dict[str, Server]
+    ) -> None:
+        holder, _ = await holder_and_other(admin, servers)
+        await new_node(admin, anyone, "caller", tags=["tag:agents"])
+        asked = {"from": "caller", "to": "svc:github"}
+        found = (await admin.get("/policy/explain", params={**asked, "port": "tcp:80"})).json()
+        assert (found["allowed"], found["destination"]["name"]) == (True, holder)
+        assert (found["source"]["allows"], found["destination"]["allows"]) == (True, True)
+        assert [grant["line"] for grant in found["grants"]] == [4]
+        other = (await admin.get("/policy/explain", params={**asked, "port": "tcp:81"})).json()
+        assert (other["allowed"], other["source"]["allows"], other["destination"]["allows"]) == (False, False, False)
+        own = (await admin.get("/policy/explain", params={"from": "caller", "to": holder, "port": "tcp:80"})).json()
+        assert (own["allowed"], own["destination"]["allows"]) == (False, False)
+        unknown = await admin.get("/policy/explain", params={"from": "caller", "to": "svc:gitlab", "port": "tcp:80"})
+        assert unknown.status_code == 404
+
+    async def test_a_call_is_judged_by_its_tool_and_says_what_is_needed(
+        self, admin: Client, anyone: Client, hosts: dict[str, Host]
+    ) -> None:
+        await new_node(admin, anyone, "caller", tags=["tag:agents"])
+        await new_node(admin, anyone, "stranger")
+
+        async def ask(source: str, tool: str) -> dict[str, Any]:
+            question = {"source": source, "service": "svc:github", "tool": tool}
+            answer = await admin.post("/policy/explain-call", json=question)
+            assert answer.status_code == 200, answer.text
+            return dict(answer.json())
+
+        allowed = await ask("caller", "search_code")
+        assert (allowed["allowed"], [grant["line"] for grant in allowed["grants"]]) == (True, [4])
+        denied = await ask("caller", "create_issue")
+        assert (denied["allowed"], denied["grants"]) == (False, [])
+        assert denied["needed"] == "a grant to svc:github with mcp: {tools: [create_issue]}"
+        assert (await ask("stranger", "search_code"))["needed"] == "a grant to svc:github"
+        missing = await admin.post("/policy/explain-call", json={"source": "x", "service": "github", "tool": "y"})
+        assert missing.status_code == 404
+
+    async def test_the_command_judges_arguments(
+        self, controller: Running, admin: Client, anyone: Client, hosts: dict[str, Host], tmp_path: Path
+    ) -> None:
+        await new_node(admin, anyone, "caller", tags=["tag:agents"])
+        await put(
+            admin,
+            f"services: {{github: {GITHUB}}}\ngrants:\n  - {{from: tag:agents, to: svc:github,"
+            " mcp: {tools: [get_file], args: {get_file: {path: {under: /project-x}}}}}\n",
+        )
+        (tmp_path / "ca.pem").write_text(controller.context.authority.pem)
+        url = f"https://127.0.0.1:{controller.port}"
+        token, ca = controller.first_token or "", str(tmp_path / "ca.pem")
+        cli = Cli(tmp_path, {"WARDMESH_URL": url, "WARDMESH_TOKEN": token, "WARDMESH_CA": ca})
+        ask = ["policy", "explain", "--from", "caller", "--to", "svc:github", "--tool", "get_file", "--args"]
+        good = await asyncio.to_thread(cli, *ask, '{"path": "/project-x/a"}')
+        assert (good.code, "allowed" in good.out) == (0, True)
+        bad = await asyncio.to_thread(cli, *ask, '{"path": "/project-x/../etc"}')
+        assert (bad.code, "denied" in bad.out) == (1, True)
+        assert "get_file" in bad.out
+        nonsense = await asyncio.to_thread(cli, *ask, "[1]")
+        assert "is not a JSON object" in nonsense.err

@@ -4,6 +4,7 @@ The document is text that belongs in version control; these commands carry it.
 """
 
 from itertools import islice, takewhile
+from json import loads
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from controller.wire.rest import (
     PolicyWrite,
     Problem,
 )
+from controller.wire.services import CallQuestion
 
 from .options import FileArgument, JsonFlag, build, examples, group, seconds
 from .waiting import wait_for_hosts
@@ -205,18 +207,32 @@ def rollback(
     epilog=examples(
         "wardmesh policy explain --from web1 --to db1 --port tcp:5432",
         "wardmesh policy explain --from web1 --to db1 --port icmp --json",
+        'wardmesh policy explain --from agent1 --to svc:github --tool create_issue --args \'{"repo": "web"}\'',
     )
 )
 def explain(
+    *,
     source: Annotated[str, typer.Option("--from", metavar="NODE", help="Who opens the flow: a node's name or id.")],
-    destination: Annotated[str, typer.Option("--to", metavar="NODE", help="To whom: a node's name or id.")],
-    port: Annotated[str, typer.Option(metavar="FLOW", help="tcp:PORT, udp:PORT or icmp.")],
+    destination: Annotated[
+        str, typer.Option("--to", metavar="NODE", help="To whom: a node's name or id, or svc:NAME.")
+    ],
+    port: Annotated[str | None, typer.Option(metavar="FLOW", help="tcp:PORT, udp:PORT or icmp.")] = None,
+    tool: Annotated[
+        str | None, typer.Option(metavar="TOOL", help="Instead: may it call this tool of svc:NAME?")
+    ] = None,
+    args: Annotated[str, typer.Option(metavar="JSON", help="The tool's arguments, an object.")] = "{}",
     json: JsonFlag = False,
 ) -> None:
-    """Say whether one node may open a flow to another, by which grants, and what both have in force.
+    """Say whether one node may open a flow to another, or call a tool of a service, and by which grants.
 
-    Exit code 1 when the policy denies it.
+    For a flow, also what both hosts have in force. Exit code 1 when the policy denies it.
     """
+    if (port is None) == (tool is None):
+        raise InputError("say what to explain: --port FLOW, or --tool TOOL of a service")
+    if tool is not None:
+        _explain_call(source, destination, tool, args, json=json)
+        return
+    assert port is not None
     with connect() as controller:
         found = controller.explain(source, destination, port)
     if json:
@@ -233,6 +249,35 @@ def explain(
                 (f"in {found.source.name}'s kernel", _in_kernel(found.source)),
                 (f"at {found.destination.name}, coming in", _in_force(found.destination)),
                 (f"in {found.destination.name}'s kernel", _in_kernel(found.destination)),
+            )
+        )
+    if not found.allowed:
+        raise typer.Exit(1)
+
+
+def _explain_call(source: str, service: str, tool: str, args: str, *, json: bool) -> None:
+    try:
+        arguments = loads(args)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--args {args!r} is not JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise InputError(f'--args {args!r} is not a JSON object: write it like \'{{"repo": "web"}}\'')
+    question = build(lambda: CallQuestion(source=source, service=service, tool=tool, arguments=arguments))
+    with connect() as controller:
+        found = controller.explain_call(question)
+    if json:
+        print_json(found)
+    else:
+        detail(
+            (
+                (
+                    f"{found.source} -> svc:{found.service} {plain(found.tool)}",
+                    "allowed" if found.allowed else "denied",
+                ),
+                ("policy", f"revision {found.policy_revision}"),
+                *(_grant(grant) for grant in found.grants),
+                *((("because", plain(found.reason)),) if found.reason else ()),
+                *((("needed", plain(found.needed)),) if found.needed else ()),
             )
         )
     if not found.allowed:
