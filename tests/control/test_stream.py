@@ -328,7 +328,7 @@ async def test_a_controller_that_stops_says_so(settings: Settings, clock: Movabl
         ('{"type": "snapshot"}', "cannot be read"),
         ('{"type": "applied"}', "revision"),
         (Applied(revision=1).model_dump_json(), "must be hello"),
-        (json.dumps({"type": "hello", "report": {"agent_version": "x" * 70_000, "public_key": "k"}}), "longer than"),
+        (json.dumps({"type": "hello", "report": {"agent_version": "x" * 200_000, "public_key": "k"}}), "longer than"),
     ],
 )
 async def test_a_bad_first_frame_is_answered_with_the_reason(

@@ -37,7 +37,7 @@ def test_diff_and_explain_follow_the_policy(cli: Cli) -> None:
     assert denied.code == 1
     assert "denied: no grant names it" in denied.out
     assert cli("policy", "diff", "-", stdin=POLICY).out.splitlines()[1].split() == (
-        ["caller", "callee", "icmp", "tcp:443", "-"]
+        ["caller", "callee", "icmp,", "tcp:443", "-"]
     )
     assert cli("policy", "diff", "-", "--json", stdin=POLICY).json()["pairs"] == 1
     apply(cli, POLICY)

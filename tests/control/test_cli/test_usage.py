@@ -45,6 +45,11 @@ COMMANDS = [
     "policy schema",
     "policy counters",
     "policy explain",
+    "grant",
+    "grant list",
+    "grant show",
+    "grant extend",
+    "grant revoke",
     "service",
     "service list",
     "service show",
@@ -52,6 +57,7 @@ COMMANDS = [
     "audit",
     "audit list",
     "audit denied",
+    "audit calls",
     "token",
     "token create",
     "token list",
@@ -74,7 +80,7 @@ def test_every_help_has_an_example_of_its_command(command: str) -> None:
 
 def test_the_list_of_commands_here_is_complete() -> None:
     """A new command is not forgotten above: the groups' own lists are compared with it."""
-    for group in ("", "node", "key", "peer", "policy", "service", "audit", "token"):
+    for group in ("", "node", "key", "peer", "policy", "grant", "service", "audit", "token"):
         panel = help_of(group).partition("Commands")[2].partition("╰")[0]
         named = set(re.findall(r"^│ ([a-z]+) ", panel, re.MULTILINE))
         listed = {command.split()[-1] for command in COMMANDS if command and " ".join(command.split()[:-1]) == group}
