@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.lab.kernel import has_wireguard
 
@@ -16,6 +17,11 @@ MARKERS = {
     "host_kernel": "needs no WireGuard in the kernel: tests/run runs it on the host even when the rest goes to a guest",
     "fresh_input": "draws new input in every run: a failure is a finding, and is not run again to see if it passes",
 }
+
+
+# A machine that does other things besides is slow; what a test finds must not depend on that.
+settings.register_profile("wardmesh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("wardmesh")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -27,7 +27,7 @@ def compiled(*grants: object, services: tuple[Service, ...] = (), now: float = 0
     return CompiledPolicy(policy(*grants, services=services), Limiter(), clock=lambda: now)  # type: ignore[arg-type]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     policies(), st.lists(calls(), min_size=1, max_size=6), st.sampled_from(ADDRESSES), st.sampled_from([0.0, 7.0, 20.0])
 )

@@ -132,7 +132,7 @@ def test_a_record_that_no_reader_would_accept_is_refused(tmp_path: Path) -> None
         writer.append(b"x" * (1 << 20) + b"x")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 2_000), records=st.lists(st.integers(0, 120), min_size=1, max_size=20))
 def test_a_tail_torn_anywhere_costs_only_what_was_torn(
     tmp_path_factory: pytest.TempPathFactory, cut: int, records: list[int]

@@ -6,7 +6,7 @@ What the kernel makes of it is tested in tests/kernel/test_firewall.py.
 import itertools
 from collections.abc import Iterable, Iterator
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.kernel.firewall import render_change
@@ -97,7 +97,6 @@ held = st.sets(st.sampled_from([one for one in PLACES if one is not None] + ["10
 maps = st.builds(in_sets, st.lists(rule(), max_size=8), memberships, held)
 
 
-@settings(deadline=None)  # a machine that does other things besides is slow
 @given(maps)
 def test_the_table_allows_what_the_rules_allow(wanted: Netmap) -> None:
     ruleset = compiled(wanted)
@@ -181,7 +180,6 @@ def test_no_name_of_ours_is_an_nft_keyword() -> None:
         assert name not in {"log", "fwd", "drop", "accept", "counter", "limit", "map", "set", "in", "out"}
 
 
-@settings(deadline=None)
 @given(st.lists(rule(), max_size=8), st.lists(st.tuples(memberships, st.integers(0, 150), held), max_size=6))
 def test_a_table_made_from_the_one_before_is_the_same_table(
     rules: list[Rule], steps: list[tuple[dict[str, set[int]], int, set[str]]]

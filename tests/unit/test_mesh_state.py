@@ -130,7 +130,7 @@ def applied(records: Fleet, change: Change) -> Fleet:
     return Fleet(change.revision, records.mesh, nodes, change.policy or records.policy, services, grants)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(fleets_with_services(), st.lists(st.tuples(changes(), st.booleans()), max_size=12))
 def test_folded_deltas_are_a_fresh_snapshot_for_every_node(start: Fleet, steps: list[tuple[Change, bool]]) -> None:
     state, now = MeshState(start, NOW), start
@@ -157,7 +157,7 @@ def test_folded_deltas_are_a_fresh_snapshot_for_every_node(start: Fleet, steps: 
         assert {n for n in now.nodes if state.netmap(n) is None} == {n for n in now.nodes if fresh.netmap(n) is None}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     fleets_with_services(),
     st.lists(changes(), min_size=1, max_size=8),
@@ -184,7 +184,7 @@ def test_a_host_that_resumes_from_any_revision_in_the_log_has_a_fresh_snapshot(
             assert fold(netmap, delta) == now
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(fleets_with_services(), changes())
 def test_only_maps_that_change_are_touched(start: Fleet, step: Change) -> None:
     state = MeshState(start, NOW)
@@ -204,7 +204,7 @@ def effective(among: Fleet) -> Document:
     return beside(parse(among.policy.text), among.grants.values())[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(fleets(), st.data())
 def test_both_hosts_together_let_pass_exactly_what_the_model_does(among: Fleet, data: st.DataObject) -> None:
     state, document = MeshState(among, NOW), effective(among)
@@ -223,7 +223,7 @@ def test_both_hosts_together_let_pass_exactly_what_the_model_does(among: Fleet, 
         assert bool(leaves) == bool(arrives) == may_pass(document, members.values(), packet, NOW)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(fleets())
 def test_a_host_has_exactly_the_peers_that_policy_connects_it_with(among: Fleet) -> None:
     state, document = MeshState(among, NOW), effective(among)
