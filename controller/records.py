@@ -3,7 +3,7 @@
 They are not wire messages (no host sees them) and not rows (no SQL here).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +12,7 @@ from controller.wire.mcp import ServiceName
 from controller.wire.netmap import Mesh, NodeId
 from controller.wire.rest import NodeState
 
-__all__ = ["Change", "Fleet", "NodeRecord", "PolicyRecord", "ServiceRecord", "TemporaryGrant"]
+__all__ = ["Change", "Fleet", "NodeRecord", "PastChange", "PolicyRecord", "ServiceRecord", "TemporaryGrant"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,26 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class PastChange:
+    """What a mutation of before was about, without values. `rules`: the policy document or a temporary grant.
+
+    `time`: seconds since the epoch, by the clock of the controller that wrote it.
+    """
+
+    revision: int
+    time: float
+    nodes: tuple[NodeId, ...] = ()
+    services: tuple[ServiceName, ...] = ()
+    rules: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Fleet:
-    """Everything the mesh is computed from, at one revision. `grants`: the temporary ones that had not ended."""
+    """Everything the mesh is computed from, at one revision. `grants`: the temporary ones that had not ended.
+
+    `past`: the last changes up to that revision, oldest first, without gaps. `ended`: when the last temporary grant
+    ended by its time.
+    """
 
     revision: int
     mesh: Mesh
@@ -92,3 +110,5 @@ class Fleet:
     policy: PolicyRecord
     services: Mapping[ServiceName, ServiceRecord] = field(default_factory=dict)
     grants: Mapping[str, TemporaryGrant] = field(default_factory=dict)
+    past: Sequence[PastChange] = ()
+    ended: float | None = None

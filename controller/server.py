@@ -32,12 +32,13 @@ from controller.owners import Owners
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
 from controller.services import Services
-from controller.settings import Settings, SettingsError
+from controller.settings import VERSION, Settings, SettingsError
 from controller.state_dir import StateDir
 from controller.store.engine import StoreError
 from controller.tls import IssuedCertificate, OwnCertificate, ServerTls, certificate_hosts
 from controller.tokens import Tokens
 from controller.transport import HttpProtocol, WebSocketProtocol
+from controller.wire.netmap import Mesh
 
 __all__ = ["Running", "running"]
 
@@ -95,7 +96,7 @@ async def _wire(
 ) -> Context:
     store, mesh = foundation.store, foundation.mesh
     hub = Hub(lambda: now().timestamp())
-    hub.load(await store.fleet(mesh))
+    hub.load(await store.fleet(_of_this_version(mesh)))
     store.subscribe(hub.publish)
     admission = Admission(settings.address_quarantine)
     nodes = Nodes(store, hub)
@@ -128,6 +129,11 @@ async def _wire(
         calls=CallBook(store, hub.services, settings.calls_kept, now),
         questions=Questions(hub),
     )
+
+
+def _of_this_version(mesh: Mesh) -> Mesh:
+    """Another version may make another map of the same revision: a host that holds one of those gets a snapshot."""
+    return mesh.model_copy(update={"timeline": f"{mesh.timeline}@{VERSION}"})
 
 
 def _tls(settings: Settings, foundation: Foundation, url: str, state: StateDir, now: Clock) -> ServerTls:
@@ -198,6 +204,7 @@ async def _tidy(settings: Settings, context: Context) -> None:
     while True:
         await asyncio.sleep(_TIDY_EVERY)
         try:
+            context.hub.bring_up()
             await context.nodes.note_presence(context.now())
             expired = await context.nodes.expire(now=context.now(), since=since, after=settings.ephemeral_after)
             if expired:

@@ -11,6 +11,8 @@ names of its sets follow from the role, and its peers are the members of those s
 - A delta is written when an agent can take it, from the values of that moment. Several changes that wait for a slow
   agent are the union of their names: one bounded value, and one delta.
 - A delta that resumes a host is written in the same way, from what the log names since the host's revision.
+- What changed before the controller read the mesh is known by name from the database (`past`): a host that comes back
+  after a restart, or from another controller, is told the present value of whatever changed since.
 - Temporary grants are compiled together with the document's own.
 - A new policy or temporary grant is compared role by role, so each node gets its difference only.
 - A grant that expires leaves the maps at that time, with its peers, without a revision of its own: hosts have ended

@@ -5,6 +5,7 @@ agent, and nothing here speaks SQL or HTTP.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
@@ -21,8 +22,9 @@ from controller.wire.netmap import Netmap, NodeId
 from controller.wire.stream import Applied, Ask, Bye, Hello, HostReport
 
 from .connection import Connection
-from .dirty import Affected
+from .dirty import Affected, Dirty, merged
 from .log import RevisionLog
+from .past import Past
 from .presence import Presence
 from .state import MeshState
 
@@ -31,6 +33,8 @@ __all__ = ["Hub", "Presence", "RefusedError"]
 _log = logging.getLogger(__name__)
 _FAREWELL: Final = 5.0  # seconds that agents get to read a Bye at shutdown
 _LONGEST_TIMER: Final = 86400.0
+_LAG: Final = 100  # revisions; what is known of before a start reaches back for some hundreds
+_BROUGHT_UP: Final = 250  # hosts at a time
 
 _REMOVED: Final = Bye(
     reason="removed", detail="this node is no member of the mesh: join again with a new join string", retry=False
@@ -60,6 +64,7 @@ class Hub:
         self._clock = clock
         self._state: MeshState | None = None
         self._log = RevisionLog(0)
+        self._past = Past(0, (), None)
         self._connections: dict[NodeId, Connection] = {}
         self._presence: dict[NodeId, Presence] = {}
         self._concerned: dict[NodeId, Revision] = {}  # the newest revision that touched a node's map
@@ -70,7 +75,10 @@ class Hub:
 
     def load(self, fleet: Fleet) -> None:
         """Start from a fleet, or from it again: then every connected agent gets a snapshot."""
-        self._state = MeshState(fleet, self._clock())
+        now = self._clock()
+        self._state = MeshState(fleet, now)
+        ended = max((end for end in (fleet.ended, self._state.last_ended(now)) if end is not None), default=None)
+        self._past = Past(fleet.revision, fleet.past, ended)
         self._log = RevisionLog(fleet.revision)
         self._concerned = dict.fromkeys(self._connections, fleet.revision)
         for node_id, connection in list(self._connections.items()):
@@ -174,6 +182,16 @@ class Hub:
             connection.ask(question)
         return connection is not None
 
+    def bring_up(self) -> None:
+        """Tell hosts that nothing concerned for long how far the mesh is, so that they can be continued from there.
+
+        A few at a time: it is asked for again.
+        """
+        newest = self._loaded().revision
+        idle = (c for c in self._connections.values() if c.told is not None and newest - c.told > _LAG)
+        for connection in itertools.islice(idle, _BROUGHT_UP):
+            connection.push(Dirty())
+
     async def close(self) -> None:
         """Say goodbye to every agent, and give them a few seconds to read it."""
         self._is_closing = True
@@ -202,7 +220,7 @@ class Hub:
     def connected(self, node_id: NodeId, hello: Hello) -> Iterator[Connection]:
         """The node's connection while its stream is open; it replaces an older one. Raises RefusedError.
 
-        The host's map is continued when its revision is in the log; in any other case it gets a snapshot.
+        The host's map is continued when it is known what changed since; in any other case it gets a snapshot.
         """
         self.admit(node_id)
         connection = self._open(node_id, hello)
@@ -253,11 +271,20 @@ class Hub:
         state = self._loaded()
         same = (hello.mesh, hello.timeline) == (state.mesh.id, state.mesh.timeline)
         if same and hello.revision is not None and hello.revision <= state.revision:
-            missed = self._log.since(node_id, hello.revision)
+            missed = self._missed(node_id, hello.revision)
             if missed is not None:
                 return Connection(node_id, state, told=hello.revision, pending=missed)
         self._concerned[node_id] = state.revision
         return Connection(node_id, state, told=None, pending=None)
+
+    def _missed(self, node_id: NodeId, revision: Revision) -> Dirty | None:
+        """What changed for a node after `revision`, also if that was before the start; None when nobody knows."""
+        if revision > self._past.end:
+            return self._log.since(node_id, revision)
+        named, since = self._past.since(node_id, revision), self._log.since(node_id, self._past.end)
+        if named is None or since is None:
+            return None
+        return merged([self._loaded().named(node_id, named), since])
 
     def _barred(self, node_id: NodeId) -> Bye | None:
         record = self._loaded().record(node_id)

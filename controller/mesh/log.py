@@ -1,6 +1,6 @@
 """What changed for whom since when: lets a host that comes back get one delta instead of a snapshot.
 
-In memory and bounded. It begins at the revision that was loaded, so after a restart every host gets a snapshot.
+In memory and bounded. It begins at the revision that was loaded; what is known of before is in `past`.
 """
 
 from collections import deque

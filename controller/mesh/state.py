@@ -17,9 +17,10 @@ from controller.wire.base import Revision
 from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Delta, Netmap, NodeId, Peer, SelfNode, SetChange
 
-from .dirty import Affected, Dirty
+from .dirty import Affected, Dirty, merged
 from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for
 from .index import Index
+from .past import Named
 from .places import Places, key_of, sets_of
 from .recompile import Layout, changes_between, differing
 
@@ -179,6 +180,33 @@ class MeshState:
             names=names,
             names_removed=tuple(name for name in sorted(dirty.names) if name not in names),
         )
+
+    def last_ended(self, now: float) -> int | None:
+        """When a grant of the document last ended by its time."""
+        ends = (grant.expires for grant in self.written.grants if grant.expires is not None)
+        return max((end for end in ends if end <= now), default=None)
+
+    def named(self, node_id: NodeId, named: Named) -> Dirty:
+        """All that may differ in a node's map since these nodes and services changed, and neither it nor the rules.
+
+        A node that is gone has left no address to name: the sets that it may have been in are stated whole.
+        """
+        view = self._policy.view(self._entries.get(node_id, ABSENT).role)
+        used = sets_of(view)
+        dirty = Dirty(
+            node=not named.services.isdisjoint(view.services),
+            peers=set(named.nodes) | self._index.members_of(map(key_of, named.services & view.names)),
+            sets={key_of(name) for name in named.services},
+            services=named.services & view.services.keys(),
+            names=set(named.services & view.names),
+        )
+        for other in named.nodes:
+            record = self._records.get(other)
+            if record is None:
+                return merged([dirty, Dirty(sets=set(used))])
+            for key in used:
+                dirty.add_elements(key, record.addresses)
+        return dirty
 
     def _sees(self, sets: frozenset[str], other: NodeId) -> bool:
         return not sets.isdisjoint(self._entries.get(other, ABSENT).role)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controller.store.models import GrantRow
@@ -53,6 +53,11 @@ class GrantTable:
     async def active(self, now: datetime) -> list[StoredGrant]:
         """All that have not ended at `now`."""
         return [_grant(row) for row in await self._session.scalars(select(GrantRow).where(_is_active(now)))]
+
+    async def last_ended(self, now: datetime) -> datetime | None:
+        """When a grant last ended by its time; None when none has yet."""
+        by_time = and_(GrantRow.revoked.is_(None), GrantRow.expires <= now)
+        return await self._session.scalar(select(func.max(GrantRow.expires)).where(by_time))
 
     async def page(
         self, *, before: tuple[datetime, str] | None, limit: int, state: GrantState | None, now: datetime

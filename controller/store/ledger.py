@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from controller.audit import GENESIS, Action, chain_hash
-from controller.records import PolicyRecord
+from controller.records import PastChange, PolicyRecord
 from controller.store.models import AuditRow, ChangeRow, PolicyRow
 from controller.store.unit import Unit
 from controller.store.values import StoredPolicy
@@ -76,6 +76,21 @@ class Ledger:
         """The mutations after `revision`, oldest first."""
         query = select(ChangeRow).where(ChangeRow.revision > revision).order_by(ChangeRow.revision).limit(limit)
         return list(await self._unit.session.scalars(query))
+
+    async def past(self, most: int = 5000) -> list[PastChange]:
+        """What the last mutations were about, oldest first."""
+        rows = await self._unit.session.scalars(select(ChangeRow).order_by(ChangeRow.revision.desc()).limit(most))
+        found = [
+            PastChange(
+                row.revision,
+                row.time.timestamp(),
+                tuple(row.nodes),
+                tuple(row.services),
+                rules=row.policy or bool(row.grants),
+            )
+            for row in rows
+        ]
+        return found[::-1]
 
     async def audit_page(
         self,

@@ -225,7 +225,9 @@ class Store:
         async with self.read() as tables:
             nodes = await tables.nodes.all()
             policy = await tables.policy.current()
-            grants = (grant.record for grant in await tables.grants.active(self._now()))
+            now = self._now()
+            grants = (grant.record for grant in await tables.grants.active(now))
+            ended = await tables.grants.last_ended(now)
             return Fleet(
                 revision=await tables.ledger.revision(),
                 mesh=mesh,
@@ -233,6 +235,8 @@ class Store:
                 policy=PolicyRecord(policy.revision, policy.text) if policy else PolicyRecord(0, ""),
                 services={service.name: service.record for service in await tables.services.all()},
                 grants={grant.id: grant for grant in grants if grant is not None},
+                past=await tables.ledger.past(),
+                ended=ended.timestamp() if ended is not None else None,
             )
 
     async def changes_after(self, revision: int) -> list[Change]:

@@ -13,6 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
+from controller import server
 from controller.api import stream as stream_module
 from controller.server import Running, running
 from controller.settings import Settings
@@ -55,8 +56,10 @@ class Agent:
     async def hello(self, held: Netmap | None = None, **changes: Any) -> ControllerFrame:
         """Greet, and take the first frame."""
         self.netmap = held
-        revision, mesh = (None, None) if held is None else (held.revision, held.mesh.id)
-        await self.say(Hello(revision=revision, mesh=mesh, report=self.report(**changes)))
+        revision, mesh, timeline = (
+            (None, None, "") if held is None else (held.revision, held.mesh.id, held.mesh.timeline)
+        )
+        await self.say(Hello(revision=revision, mesh=mesh, timeline=timeline, report=self.report(**changes)))
         return await self.take()
 
     async def take(self) -> ControllerFrame:
@@ -217,24 +220,30 @@ async def test_an_agent_that_comes_back_gets_one_delta(
         assert back.netmap == controller.context.hub.netmap(node_id(caller))
 
 
-async def test_an_agent_that_comes_back_to_a_restarted_controller_gets_a_snapshot(
-    settings: Settings, clock: MovableClock, tmp_path: Path
+@pytest.mark.parametrize("version", ["the same", "another"])
+async def test_an_agent_that_comes_back_to_a_restarted_controller_of_the_same_version_is_continued(
+    settings: Settings, clock: MovableClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     async with (
         running(settings, clock) as first,
         Client(first, token=first.first_token) as admin,
         Client(first) as anyone,
     ):
-        host = await new_node(admin, anyone, "caller")
+        await admin.put("/policy", json={"text": POLICY}, headers={"if-match": "*"})
+        host = await new_node(admin, anyone, "caller", tags=["tag:agents"])
+        gone = await new_node(admin, anyone, "gone", tags=["tag:tools"])
         async with agent(first, host, tmp_path) as there:
             await there.hello()
             held = there.netmap
-        await new_node(admin, anyone, "other")
+        await delete(admin, gone)
+        tool = await new_node(admin, anyone, "tool", tags=["tag:tools"])
+    if version == "another":
+        monkeypatch.setattr(server, "VERSION", "99.0")
     async with running(settings, clock) as second, agent(second, host, tmp_path) as back:
         answer = await back.hello(held)
-        assert isinstance(answer, Snapshot)
-        assert held is not None
-        assert answer.netmap.mesh == held.mesh
+        assert isinstance(answer, DeltaFrame if version == "the same" else Snapshot)
+        assert back.netmap == second.context.hub.netmap(node_id(host))
+        assert set(back.netmap.peers) == {node_id(tool)}
 
 
 async def test_a_second_stream_of_the_same_node_replaces_the_first(

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from controller.mesh.dirty import Dirty, merged
 from controller.mesh.log import RevisionLog
+from controller.mesh.past import Named, Past
 from controller.mesh.state import MeshState
 from controller.policy import Document, parse
 from controller.policy.model import Member, Packet, allowing_grants, may_pass
 from controller.policy.temporary import beside
-from controller.records import Change, Fleet, NodeRecord, PolicyRecord
+from controller.records import Change, Fleet, NodeRecord, PastChange, PolicyRecord
 from controller.wire.netmap import Delta, Netmap, fold
 from controller.wire.rules import Flow, allowing
 
@@ -182,6 +183,64 @@ def test_a_host_that_resumes_from_any_revision_in_the_log_has_a_fresh_snapshot(
             delta = state.delta(node_id, missed, netmap.revision)
             assert delta is not None
             assert fold(netmap, delta) == now
+
+
+def as_past(change: Change) -> PastChange:
+    rules = change.policy is not None or bool(change.grants)
+    return PastChange(change.revision, NOW - 10_000, tuple(change.nodes), tuple(change.services), rules=rules)
+
+
+@settings(max_examples=300)
+@given(
+    fleets_with_services(),
+    st.lists(changes(), min_size=1, max_size=8),
+    st.integers(1, 9),
+    st.sampled_from([500, 2]),
+    st.lists(changes(), max_size=2),
+)
+def test_a_host_that_resumes_after_a_restart_has_a_fresh_snapshot(
+    start: Fleet, steps: list[Change], away: int, names: int, afterwards: list[Change]
+) -> None:
+    start = replace(start, grants={}, past=[PastChange(1, NOW - 10_000, rules=True)])
+    state, now, held = MeshState(start, NOW), start, {}
+    for revision, step in enumerate([None, *steps], start=1):
+        if step is not None:
+            # A node has its addresses for life, and a temporary grant that ends makes its own test.
+            nodes = {n: r and replace(r, addresses=node(int(n[1:])).addresses) for n, r in step.nodes.items()}
+            change = numbered(replace(step, nodes=nodes, grants={}), revision)
+            state.apply(change, NOW)
+            now = replace(applied(now, change), past=[*now.past, as_past(change)])
+        if revision == min(away, len(steps) + 1):
+            held = {node_id: netmap for node_id in now.nodes if (netmap := state.netmap(node_id))}
+        held = {node_id: netmap for node_id, netmap in held.items() if node_id in now.nodes}
+    restarted, past = MeshState(now, NOW), Past(now.revision, now.past, None, most=names)
+    log = RevisionLog(now.revision)
+    for revision, step in enumerate(afterwards, start=now.revision + 1):
+        change = numbered(replace(step, grants={}), revision)
+        log.add(revision, restarted.apply(change, NOW))
+    for node_id, netmap in held.items():
+        named, since = past.since(node_id, netmap.revision), log.since(node_id, now.revision)
+        expected = restarted.netmap(node_id)
+        if named is not None and since is not None and expected is not None:
+            delta = restarted.delta(node_id, merged([restarted.named(node_id, named), since]), netmap.revision)
+            assert delta is not None
+            assert fold(netmap, delta) == expected
+
+
+def test_what_is_known_of_the_past_ends_where_the_rules_changed() -> None:
+    past = Past(5, [PastChange(2, NOW, ("n1",)), PastChange(3, NOW, rules=True), PastChange(4, NOW, ("n2",))], None)
+    assert past.since("n9", 2) is None
+    assert past.since("n9", 3) == Named({"n2"}, set())
+    assert past.since("n2", 3) is None
+    assert past.since("n2", 4) == Named(set(), set())
+
+
+def test_a_map_that_may_still_have_a_grant_that_ended_is_not_continued() -> None:
+    changes = [PastChange(revision, NOW + 1000 * revision, (f"n{revision}",)) for revision in (1, 2, 3)]
+    past = Past(3, changes, ended=NOW + 1500)
+    assert past.since("n9", 1) is None
+    assert past.since("n9", 2) == Named({"n3"}, set())
+    assert Past(3, changes, ended=NOW + 3000).since("n9", 3) is None
 
 
 @settings(max_examples=200)
