@@ -11,7 +11,7 @@ import sys
 from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import typer
 import uvloop
@@ -73,6 +73,13 @@ def serve(
     *,
     state_dir: StateDirOption = DEFAULT_STATE_DIR,
     listen: Annotated[str, typer.Option(help="ADDRESS:PORT, also [::]:8443.")] = "0.0.0.0:8443",
+    stun_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="ADDRESS:PORT for STUN over UDP, there and at the next port, or 'off'.",
+            show_default="port 3478 at the address of --listen",
+        ),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(help="How hosts reach this controller; goes into join strings.", show_default="from --listen"),
@@ -127,6 +134,7 @@ def serve(
         settings = Settings(
             state_dir=state_dir,
             listen=Listen.parse(listen),
+            stun=_stun(stun_listen),
             url=url,
             database_url=database_url,
             tls_cert=tls_cert,
@@ -152,6 +160,14 @@ def serve(
             await stop.wait()
 
     _run(run())
+
+
+def _stun(text: str | None) -> Listen | Literal["off"] | None:
+    if text is None:
+        return None
+    if text == "off":
+        return "off"
+    return Listen.parse(text, "--stun-listen")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Final
 
 import uvicorn
 
+from controller import stun
 from controller.admission import Admission
 from controller.app import build
 from controller.asking import Questions
@@ -35,6 +36,7 @@ from controller.services import Services
 from controller.settings import VERSION, Settings, SettingsError
 from controller.state_dir import StateDir
 from controller.store.engine import StoreError
+from controller.stun import StunServer
 from controller.tls import IssuedCertificate, OwnCertificate, ServerTls, certificate_hosts
 from controller.tokens import Tokens
 from controller.transport import HttpProtocol, WebSocketProtocol
@@ -52,12 +54,16 @@ _WS_FRAME: Final = 256 * 1024  # bytes; agents send reports, never maps
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A controller that accepts connections. `first_token` is the admin token of a first start, else None."""
+    """A controller that accepts connections. `first_token` is the admin token of a first start, else None.
+
+    `stun`: the UDP ports on which it answers STUN.
+    """
 
     url: str
     port: int
     context: Context
     first_token: str | None
+    stun: tuple[int, ...] = ()
 
 
 @asynccontextmanager
@@ -73,6 +79,10 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         stack.callback(state.unlock)
         listening = stack.enter_context(contextlib.closing(_bind(settings)))
         port = listening.getsockname()[1]
+        servers = _stun_servers(settings)
+        for each in servers:
+            stack.callback(each.close)
+            each.start()
         engines, store = await open_store(settings, now)
         stack.push_async_callback(store.close)
         held = await engines.lock_controller()
@@ -88,7 +98,13 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         server = _Server(_config(settings, context, tls), context.hub)
         await stack.enter_async_context(_serving(server, listening))
         await stack.enter_async_context(_in_background(tls.renew(), _tidy(settings, context), context.services.watch()))
-        yield Running(url=url.rstrip("/"), port=port, context=context, first_token=token.secret if token else None)
+        yield Running(
+            url=url.rstrip("/"),
+            port=port,
+            context=context,
+            first_token=token.secret if token else None,
+            stun=tuple(each.port for each in servers),
+        )
 
 
 async def _wire(
@@ -160,6 +176,20 @@ def _config(settings: Settings, context: Context, tls: ServerTls) -> uvicorn.Con
         backlog=_BACKLOG,
         timeout_graceful_shutdown=_FINISH,
     )
+
+
+def _stun_servers(settings: Settings) -> list[StunServer]:
+    """Those to start. Raises SettingsError when the operator's own choice cannot be had."""
+    if settings.stun == "off":
+        return []
+    if settings.stun is not None:
+        return stun.listen(settings.stun)
+    try:
+        return stun.listen(settings.default_stun)
+    except SettingsError as error:
+        # Without it the mesh works but for hosts behind NATs that find each other.
+        _log.warning("%s", error)
+        return []
 
 
 def _bind(settings: Settings) -> socket.socket:

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from controller.wire.base import split_endpoint
+from controller.wire.stun import STUN_PORT
 
 __all__ = ["DEFAULT_STATE_DIR", "VERSION", "Listen", "Settings", "SettingsError", "check_url"]
 
@@ -22,20 +23,20 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Address and TCP port; port 0 takes a free one."""
+    """Address and port; port 0 takes a free one."""
 
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> "Listen":
-        """`0.0.0.0:8443`, `[::]:8443`. Raises SettingsError."""
+    def parse(cls, text: str, option: str = "--listen") -> "Listen":
+        """`0.0.0.0:8443`, `[::]:8443`. Raises SettingsError, which names the option."""
         try:
             host, port = split_endpoint(text)
         except ValueError as error:
             address, _, port_text = text.rpartition(":")
             if port_text != "0":
-                raise SettingsError(f"--listen {text}: write it like 0.0.0.0:8443 or [::]:8443") from error
+                raise SettingsError(f"{option} {text}: write it like 0.0.0.0:8443 or [::]:8443") from error
             host, port = split_endpoint(f"{address}:1")[0], 0
         return cls(host, port)
 
@@ -49,6 +50,7 @@ class Settings:
 
     state_dir: Path
     listen: Listen = Listen("0.0.0.0", 8443)  # noqa: S104  a server that hosts elsewhere must reach
+    stun: Listen | Literal["off"] | None = None  # None: at the address of `listen`, if the ports are free
     url: str | None = None
     database_url: str | None = field(default=None, repr=False)  # it may hold a password
     tls_cert: Path | None = None
@@ -77,6 +79,11 @@ class Settings:
                 ipaddress.ip_network(proxy)
             except ValueError as error:
                 raise SettingsError(f"--trusted-proxy {proxy}: write an address or a prefix") from error
+
+    @property
+    def default_stun(self) -> Listen:
+        """Where STUN is answered when the operator said nothing; free ports beside a free port."""
+        return Listen(self.listen.host, STUN_PORT if self.listen.port else 0)
 
     @property
     def database(self) -> str:
