@@ -110,14 +110,23 @@ async def _create(settings: Settings, state: StateDir, store: Store, now: Clock)
         plan = AddressPlan.parse(settings.prefix4 or DEFAULT_PREFIX4, settings.prefix6 or random_prefix6())
     except PrefixError as error:
         raise SettingsError(f"the mesh's prefix {error}") from error
-    authority = _read_authority(state)
-    if authority is None:
-        authority = CertificateAuthority.create(name, now())
+    found = _read_authority(state)
+    authority = found or CertificateAuthority.create(name, now())
+    if found is None:
         # The key first: a certificate without it would look like a CA that lost its key.
         state.write("ca.key", authority.key_pem)
         state.write("ca.pem", authority.pem.encode())
     mesh = Mesh(id=new_id(), name=name, prefix4=str(plan.prefix4), prefix6=str(plan.prefix6))
     async with store.mutation("system", Action.MESH_CREATE, f"mesh:{mesh.id}") as tx:
+        if await tx.has_mesh():
+            tx.discard()
+            if found is None:
+                state.remove("ca.pem")
+                state.remove("ca.key")
+            raise StateDirError(
+                "another controller has just made the mesh in this database: copy its ca.pem and ca.key to "
+                f"{state.path} (mode 0600) and start this one again"
+            )
         await tx.create_mesh(mesh, authority.sha256)
         tx.record(new={**mesh.model_dump(), "ca": authority.sha256})
     await store.load_mesh()
@@ -151,7 +160,8 @@ def _existing_authority(state: StateDir, ca_sha256: str) -> CertificateAuthority
     if authority is None:
         raise StateDirError(
             f"the database belongs to a mesh whose CA is not in {state.path}: "
-            "put its ca.pem and ca.key back there, or give this state directory a database of its own"
+            "put its ca.pem and ca.key there (from a backup, or from another controller of the mesh), or give this "
+            "state directory a database of its own"
         )
     if authority.sha256 != ca_sha256:
         raise StateDirError(

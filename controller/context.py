@@ -23,6 +23,7 @@ from controller.nodes import Nodes
 from controller.owners import Owners
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
+from controller.replicas import Replicas
 from controller.services import Services
 from controller.store.store import Store
 from controller.tls import Trust
@@ -50,6 +51,7 @@ class Context:
     policy: PolicyDocuments
     grants: Grants
     services: Services
+    replicas: Replicas
     now: Clock
     drifts: Drifts
     calls: CallBook

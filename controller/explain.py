@@ -63,8 +63,8 @@ async def explain(
     told = await questions.ask({node.id: flows for node, flows in ((one, outward), (other, inward)) if flows})
     return found.model_copy(
         update={
-            "source": _with_kernel(found.source, told.get(one.id)),
-            "destination": _with_kernel(found.destination, told.get(other.id)),
+            "source": _with_kernel(found.source, told.get(one.id), _elsewhere(hub, one)),
+            "destination": _with_kernel(found.destination, told.get(other.id), _elsewhere(hub, other)),
         }
     )
 
@@ -121,8 +121,19 @@ def _host(hub: Hub, host: NodeRecord, flows: list[Flow], now: datetime) -> Expla
     )
 
 
-def _with_kernel(host: ExplainedHost, told: Answer | None) -> ExplainedHost:
-    return host if told is None else host.model_copy(update={"kernel": _verdict(told)})
+def _with_kernel(host: ExplainedHost, told: Answer | None, elsewhere: KernelVerdict | None) -> ExplainedHost:
+    verdict = _verdict(told) if told is not None else elsewhere
+    return host if verdict is None else host.model_copy(update={"kernel": verdict})
+
+
+def _elsewhere(hub: Hub, host: NodeRecord) -> KernelVerdict | None:
+    """Who could have asked the host; None when it is connected here, or nowhere."""
+    found = None if hub.here(host.id).online else hub.elsewhere.online(host.id)
+    if found is None:
+        return None
+    word, replica = found
+    why = f"it is connected to another controller and was not asked: ask {replica.url}"
+    return KernelVerdict(passes=None, revision=word.presence.in_force, why=why)
 
 
 def _verdict(told: Answer) -> KernelVerdict:

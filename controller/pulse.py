@@ -6,7 +6,7 @@ Pure and in memory; `holders` judges by it. Times are in seconds of one monotoni
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.holders import Vitals
+from controller.holders import SILENCE, Vitals
 from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
@@ -53,6 +53,11 @@ class Pulse:
             beats[name] = _Beat(now, error, failing)
         self._beats[node_id] = beats
         return {name: beat.error for name, beat in before.items()} != dict(services)
+
+    def says(self, node_id: NodeId, now: float) -> dict[ServiceName, str | None]:
+        """What the node says of its services, of those that it is still heard of."""
+        beats = self._beats.get(node_id, {})
+        return {name: beat.error for name, beat in beats.items() if now - beat.heard < SILENCE}
 
     def vitals(self, node_id: NodeId, service: ServiceName) -> Vitals:
         """What the tables of `holders` are asked with."""

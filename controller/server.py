@@ -32,6 +32,7 @@ from controller.nodes import Nodes
 from controller.owners import Owners
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
+from controller.replicas import Replicas
 from controller.services import Services
 from controller.settings import VERSION, Settings, SettingsError
 from controller.state_dir import StateDir
@@ -85,19 +86,19 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
             each.start()
         engines, store = await open_store(settings, now)
         stack.push_async_callback(store.close)
-        held = await engines.lock_controller()
-        if held is not None:
-            stack.push_async_callback(held.close)
         foundation = await lay(settings, state, store, now)
         url = settings.url or _default_url(settings, port)
         tls = _tls(settings, foundation, url, state, now)
-        context = await _wire(settings, foundation, FirstContact(url=url.rstrip("/"), ca=tls.trust.join), tls, now)
+        replicas = Replicas(engines, store, Hub(lambda: now().timestamp()), url.rstrip("/"))
+        context = await _wire(settings, foundation, replicas, tls, now)
         token = await context.tokens.bootstrap()
         stack.push_async_callback(_note_last_presence, context)
+        stack.push_async_callback(context.replicas.retire)
         stack.push_async_callback(context.hub.close)
         server = _Server(_config(settings, context, tls), context.hub)
         await stack.enter_async_context(_serving(server, listening))
-        await stack.enter_async_context(_in_background(tls.renew(), _tidy(settings, context), context.services.watch()))
+        work = tls.renew(), _tidy(settings, context), context.services.watch(), context.replicas.run()
+        await stack.enter_async_context(_in_background(*work))
         yield Running(
             url=url.rstrip("/"),
             port=port,
@@ -107,16 +108,15 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         )
 
 
-async def _wire(
-    settings: Settings, foundation: Foundation, contact: FirstContact, tls: ServerTls, now: Clock
-) -> Context:
-    store, mesh = foundation.store, foundation.mesh
-    hub = Hub(lambda: now().timestamp())
-    hub.load(await store.fleet(_of_this_version(mesh)))
+async def _wire(settings: Settings, foundation: Foundation, replicas: Replicas, tls: ServerTls, now: Clock) -> Context:
+    store, mesh, hub = foundation.store, foundation.mesh, replicas.hub
+    hub.load(await store.begin(_of_this_version(mesh)))
     store.subscribe(hub.publish)
+    services = Services(store, hub, leads=lambda: replicas.leads)
+    replicas.services_by(services.says)
     admission = Admission(settings.address_quarantine)
     nodes = Nodes(store, hub)
-    keys = Keys(store, contact)
+    keys = Keys(store, FirstContact(url=replicas.url, ca=tls.trust.join))
     return Context(
         mesh=mesh,
         store=store,
@@ -139,7 +139,8 @@ async def _wire(
         ),
         policy=PolicyDocuments(store, mesh, admission),
         grants=Grants(store, hub, now, settings.grant_longest),
-        services=Services(store, hub),
+        services=services,
+        replicas=replicas,
         now=now,
         drifts=Drifts(store),
         calls=CallBook(store, hub.services, settings.calls_kept, now),
@@ -229,13 +230,19 @@ async def _note_last_presence(context: Context) -> None:
 
 
 async def _tidy(settings: Settings, context: Context) -> None:
-    """Once a minute: write down who was seen, remove ephemeral nodes that stayed away and records that are too old."""
+    """Once a minute: write down who was seen, remove ephemeral nodes that stayed away and records that are too old.
+
+    What is to be removed, one controller of the mesh removes.
+    """
     since = context.now()
     while True:
         await asyncio.sleep(_TIDY_EVERY)
         try:
             context.hub.bring_up()
             await context.nodes.note_presence(context.now())
+            if not context.replicas.leads:
+                continue
+            await context.replicas.sweep()
             expired = await context.nodes.expire(now=context.now(), since=since, after=settings.ephemeral_after)
             if expired:
                 _log.info("removed ephemeral nodes that stayed away: %s", ", ".join(expired))

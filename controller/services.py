@@ -66,12 +66,23 @@ class _Move:
 class Services:
     """The domain of services. Used from one event loop; `clock` is monotonic, in seconds."""
 
-    def __init__(self, store: Store, hub: Hub, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`leads`: whether this controller is the one that hands services over."""
         self._store = store
         self._hub = hub
         self._clock = clock
         self._pulse = Pulse(clock())
         self._settling: dict[ServiceName, float] = {}  # moved by hand: until when its new holder is not judged
+        self._leads = leads
+        self._handing: ServiceName | None = None  # over, by this controller, now
+        self._told: dict[NodeId, dict[ServiceName, str | None]] = {}  # by hosts that are connected here
         self._wake = asyncio.Event()
         store.subscribe(self._changed)
 
@@ -148,6 +159,8 @@ class Services:
 
     def _due(self) -> list[_Move]:
         self._look()
+        if not self._leads():
+            return []
         now = self._clock()
         self._settling = {name: until for name, until in self._settling.items() if now < until}
         moves = []
@@ -165,25 +178,49 @@ class Services:
         return moves
 
     async def _hand_over(self, move: _Move) -> None:
-        async with self._store.mutation("system", Action.SERVICE_FAILOVER, f"service:{move.service}") as tx:
-            before = await tx.services.get(move.service)
-            if before is None or before.holder != move.old:
-                tx.discard()
-                return
-            await tx.services.save(move.service, before.number, move.new, tx.now)
-            old, new = self._name(move.old), self._name(move.new)
-            tx.record(old={"holder": old}, new={"holder": new, "reason": move.why})
+        self._handing = move.service
+        try:
+            async with self._store.mutation("system", Action.SERVICE_FAILOVER, f"service:{move.service}") as tx:
+                before = await tx.services.get(move.service)
+                if before is None or before.holder != move.old:
+                    tx.discard()
+                    return
+                await tx.services.save(move.service, before.number, move.new, tx.now)
+                old, new = self._name(move.old), self._name(move.new)
+                tx.record(old={"holder": old}, new={"holder": new, "reason": move.why})
+        finally:
+            self._handing = None
         _log.info("service %s is held by %s instead of %s: %s", move.service, new, old, move.why)
 
     def _look(self) -> None:
-        """Note which of the nodes that may serve something are connected."""
+        """Note which of the nodes that may serve something are connected, and what other controllers heard of them."""
         now = self._clock()
         nodes = {node_id for name in self._hub.service_names() for node_id in self._hub.servers(name)}
         for node_id in nodes:
             self._pulse.saw(node_id, online=self._hub.presence(node_id).online, now=now)
+            found = self._hub.elsewhere.online(node_id)
+            if self._hub.here(node_id).online:
+                self._tell_others(node_id, now)
+            elif found is not None:
+                self._pulse.heard(node_id, found[0].services, now)
         self._pulse.keep_only(nodes)
+        self._told = {node_id: told for node_id, told in self._told.items() if node_id in nodes}
+
+    def says(self, node_id: NodeId) -> Mapping[ServiceName, str | None]:
+        """What a node says of the services that it serves, while it is heard of."""
+        return self._pulse.says(node_id, self._clock())
+
+    def _tell_others(self, node_id: NodeId, now: float) -> None:
+        says = self._pulse.says(node_id, now)
+        if says != self._told.get(node_id):
+            self._told[node_id] = says
+            self._hub.touch(node_id)
 
     def _changed(self, change: Change) -> None:
+        # A holder that this controller did not choose by its own judgement: an administrator did, wherever.
+        until = self._clock() + SETTLE
+        chosen = {name for name, place in change.services.items() if place and place.holder}
+        self._settling |= dict.fromkeys(chosen - {self._handing}, until)
         # A change of nodes may bring somebody who can serve, or take the holder away.
         self._wake.set()
 

@@ -80,6 +80,13 @@ class StateDir:
             raise StateDirError(f"cannot write {target}: {error.strerror}") from error
         return target
 
+    def remove(self, name: str) -> None:
+        """Delete the file `name` if it is there. Raises StateDirError."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StateDirError(f"cannot remove {self.path / name}: {error.strerror}") from error
+
     def read(self, name: str) -> bytes | None:
         """The content of the file `name`, None when there is none."""
         try:

@@ -50,6 +50,7 @@ router = APIRouter()
 HELLO_WITHIN: Final = 10.0  # seconds
 MAX_FRAME: Final = 192 * 1024  # characters; records have two thirds of that at most, a report with 100 endpoints 5,000
 _FAREWELL: Final = 5.0  # seconds for an agent to take its Bye
+_AWAY: Final = Bye(reason="shutdown", detail="the controller's database does not answer: come back in a while")
 _CODES: Final = {"protocol": 1002, "shutdown": 1012}  # RFC 6455 section 7.4.1 and IANA's registry; else 1000
 
 
@@ -101,6 +102,8 @@ class _Session:
         """Greet, talk until either side ends it, close. Raises WebSocketDisconnect when the agent leaves early."""
         try:
             hello = await self._hello()
+            if self._hub.is_behind(self._node_id, hello):
+                await self._context.store.catch_up()
             self._hub.admit(self._node_id)
             bye = await self._record(hello.report)
             if bye is None:
@@ -115,6 +118,9 @@ class _Session:
             bye = error.bye
         except _BadFrameError as error:
             bye = _protocol(error)
+        except StoreError as error:
+            _log.error("node %s knows more than was taken in here: %s", self._node_id, error)
+            bye = _AWAY
         _log.warning("node %s may not stream: %s", self._node_id, bye.detail)
         await self._send(bye)
         await self._websocket.close(_CODES.get(bye.reason, 1000), bye.reason)
@@ -211,7 +217,7 @@ class _Session:
             return Bye(reason=reason, detail=error.detail, retry=reason != "removed")
         except StoreError as error:
             _log.error("the report of node %s could not be stored: %s", self._node_id, error)
-            return Bye(reason="shutdown", detail="the controller's database does not answer: come back in a while")
+            return _AWAY
         return None
 
     async def _receive(self) -> AgentFrame:

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from controller.wire.stream import Applied, Ask, Bye, Hello, HostReport
 
 from .connection import Connection
 from .dirty import Affected, Dirty, merged
+from .elsewhere import Elsewhere, Replica, Word
 from .log import RevisionLog
 from .past import Past
 from .presence import Presence
@@ -70,6 +71,9 @@ class Hub:
         self._concerned: dict[NodeId, Revision] = {}  # the newest revision that touched a node's map
         self._expiry: asyncio.TimerHandle | None = None
         self._is_closing = False
+        self.elsewhere = Elsewhere()
+        self._touched: set[NodeId] = set()  # connected here, and others were not told what is new
+        self._on_touched: Callable[[], None] | None = None
 
     # The domain modules' side
 
@@ -102,6 +106,7 @@ class Hub:
             if record is None:
                 self._presence.pop(node_id, None)
                 self._concerned.pop(node_id, None)
+                self.elsewhere.forget([node_id])
         if change.policy is not None or change.grants:
             self._schedule_expiry()
 
@@ -160,7 +165,19 @@ class Hub:
         return self._loaded().idleness(grant_id)
 
     def presence(self, node_id: NodeId) -> Presence:
-        """What is known about a node's connection now."""
+        """What is known about a node's connection now, to whichever controller of the mesh."""
+        presence = self.here(node_id)
+        found = None if presence.online else self.elsewhere.online(node_id)
+        if found is not None:
+            word, replica = found
+            # Its controller may not have heard yet of what concerns it.
+            is_old = replica.as_of < max(self._concerned.get(node_id, 0), self._past.end)
+            return replace(word.presence, behind=word.presence.behind or is_old)
+        seen = max(filter(None, (presence.last_seen, self.elsewhere.last_seen(node_id))), default=None)
+        return presence if seen == presence.last_seen else replace(presence, last_seen=seen)
+
+    def here(self, node_id: NodeId) -> Presence:
+        """What is known about a node's connection to this controller."""
         presence = self._presence.get(node_id, Presence())
         connection = self._connections.get(node_id)
         if connection is None:
@@ -171,12 +188,12 @@ class Hub:
         return replace(presence, online=True, behind=behind)
 
     def online(self) -> list[NodeRecord]:
-        """The nodes whose agents are connected now."""
-        records = map(self._loaded().record, self._connections)
+        """The nodes whose agents are connected now, to whichever controller of the mesh."""
+        records = map(self._loaded().record, self._connections.keys() | self.elsewhere.all_online())
         return [record for record in records if record is not None]
 
     def ask(self, node_id: NodeId, question: Ask) -> bool:
-        """Send a question to a host; False when it is not connected."""
+        """Send a question to a host; False when it is not connected to this controller."""
         connection = self._connections.get(node_id)
         if connection is not None:
             connection.ask(question)
@@ -206,7 +223,42 @@ class Hub:
             for task in late:
                 task.cancel()
 
+    # The other controllers' side
+
+    @property
+    def revision(self) -> Revision:
+        """What was taken in."""
+        return self._loaded().revision
+
+    def on_touched(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when there is something to tell other controllers; without it, none of it is kept."""
+        self._on_touched = wake
+
+    def touch(self, *nodes: NodeId) -> None:
+        """Something is new of these nodes' connections here."""
+        if self._on_touched is not None:
+            self._touched.update(nodes)
+            self._on_touched()
+
+    def take_touched(self) -> set[NodeId]:
+        """The nodes of whose connections something is new since the last time."""
+        taken, self._touched = self._touched, set()
+        return taken
+
+    def heard_of(self, replicas: Iterable[Replica], words: Mapping[NodeId, Word]) -> None:
+        """Take in what other controllers say. A stream that a host opened there later replaces the one here."""
+        self.elsewhere.alive(replicas)
+        self.elsewhere.heard({node_id: word for node_id, word in words.items() if self.record(node_id) is not None})
+        for node_id in words.keys() & self._connections.keys():
+            found, since = self.elsewhere.online(node_id), self.here(node_id).since
+            if found is not None and since is not None and found[0].since > since:
+                self._connections[node_id].dismiss(_REPLACED)
+
     # The streams' side
+
+    def is_behind(self, node_id: NodeId, hello: Hello) -> bool:
+        """The host may have been told, by another controller, what was not taken in here: that first."""
+        return self._barred(node_id) is not None or (hello.revision or 0) > self._loaded().revision
 
     def admit(self, node_id: NodeId) -> None:
         """Raises RefusedError when the node may not open a stream now."""
@@ -228,7 +280,7 @@ class Hub:
         if older is not None:
             older.dismiss(_REPLACED)
         self._connections[node_id] = connection
-        self._note(node_id, online=True, last_seen=self._now())
+        self._note(node_id, online=True, last_seen=self._now(), since=self._now())
         self.reported(node_id, hello.report)
         try:
             yield connection
@@ -266,6 +318,7 @@ class Hub:
 
     def _note(self, node_id: NodeId, **facts: object) -> None:
         self._presence[node_id] = replace(self._presence.get(node_id, Presence()), **facts)  # type: ignore[arg-type]
+        self.touch(node_id)
 
     def _open(self, node_id: NodeId, hello: Hello) -> Connection:
         state = self._loaded()
@@ -305,6 +358,7 @@ class Hub:
             connection = self._connections.get(node_id)
             if connection is not None:
                 connection.push(dirty)
+                self.touch(node_id)
 
     def _schedule_expiry(self) -> None:
         if self._expiry is not None:

@@ -14,7 +14,7 @@ class Presence:
     """`in_force`: the revision that the host's kernel has; `error`: why it does not have the newest.
 
     `behind`: connected, and something that concerns this host is not in force there yet. What is from before the
-    controller's start is not known: `last_seen` is None until the node connects.
+    controller's start is not known: `last_seen` is None until the node connects. `since`: when its last stream opened.
     """
 
     online: bool = False
@@ -24,3 +24,4 @@ class Presence:
     agent_version: str | None = None
     last_seen: datetime | None = None
     behind: bool = False
+    since: datetime | None = None

@@ -18,7 +18,7 @@ __all__ = ["Engines", "StoreError", "check_whole", "lock_recorders", "lock_write
 
 # Any constant will do, as long as all controllers use the same (it spells "wardmesh").
 WRITER_LOCK: Final = 0x77617264_6D657368
-CONTROLLER_LOCK: Final = WRITER_LOCK + 1
+LEAD_LOCK: Final = WRITER_LOCK + 1  # held by the controller that decides for all
 RECORDER_LOCK: Final = WRITER_LOCK + 2
 # SQLSTATE class 22, such as a NUL character in an id: PostgreSQL cannot even compare text with it.
 _DATA_EXCEPTION: Final = "22"
@@ -82,26 +82,8 @@ class Engines:
         read = create_async_engine(
             self.url, pool_pre_ping=True, connect_args={"server_settings": {**snapshot, "application_name": "wardmesh"}}
         )
-        write = create_async_engine(self.url, pool_pre_ping=True, pool_size=2)
+        write = create_async_engine(self.url, pool_pre_ping=True, pool_size=4)
         return read, write
-
-    async def lock_controller(self) -> AsyncConnection | None:
-        """Refuse to share a PostgreSQL database with another controller, until the returned connection is closed.
-
-        Each keeps the mesh in memory and would not hear of the other's changes. (A SQLite file is protected by the
-        lock of its state directory.) Raises StoreError.
-        """
-        if self.sqlite:
-            return None
-        connection = await self.write.connect()
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        held = await connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": CONTROLLER_LOCK})
-        if not held:
-            await connection.close()
-            raise StoreError(
-                f"another controller uses the database {self.url.render_as_string()}: stop it, or give this one its own"
-            )
-        return connection
 
     async def dispose(self) -> None:
         """Close every connection."""

@@ -1,7 +1,7 @@
 """The tables that only ever grow: changes, the audit chain, policy documents."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,12 +13,19 @@ from controller.store.unit import Unit
 from controller.store.values import StoredPolicy
 from controller.wire.rest import AuditEntry
 
-__all__ = ["Ledger", "PolicyTable", "append", "newest_revision"]
+__all__ = ["CHANGES_CHANNEL", "Ledger", "PolicyTable", "announce", "append", "newest_revision"]
+
+CHANGES_CHANNEL: Final = "wardmesh_changes"
 
 
 async def newest_revision(session: AsyncSession) -> int:
     """The revision of the last mutation; 0 before the first."""
     return await session.scalar(select(func.max(ChangeRow.revision))) or 0
+
+
+async def announce(session: AsyncSession) -> None:
+    """Let other controllers on this PostgreSQL hear of the change when it is committed."""
+    await session.execute(select(func.pg_notify(CHANGES_CHANNEL, "")))
 
 
 async def append(unit: Unit, *, time: datetime, actor: str, action: Action, subject: str, old: Any, new: Any) -> None:
@@ -72,9 +79,9 @@ class Ledger:
         """The revision of the last mutation; 0 before the first."""
         return await newest_revision(self._unit.session)
 
-    async def changes_after(self, revision: int, limit: int = 1000) -> list[ChangeRow]:
+    async def changes_after(self, revision: int) -> list[ChangeRow]:
         """The mutations after `revision`, oldest first."""
-        query = select(ChangeRow).where(ChangeRow.revision > revision).order_by(ChangeRow.revision).limit(limit)
+        query = select(ChangeRow).where(ChangeRow.revision > revision).order_by(ChangeRow.revision)
         return list(await self._unit.session.scalars(query))
 
     async def past(self, most: int = 5000) -> list[PastChange]:

@@ -38,9 +38,11 @@ __all__ = [
     "PolicyRow",
     "PoolRow",
     "PresenceRow",
+    "ReplicaRow",
     "ResponseRow",
     "ServiceRow",
     "SpoolRow",
+    "StreamRow",
     "TokenRow",
 ]
 
@@ -155,6 +157,27 @@ class PresenceRow(Base):
     last_seen: Mapped[datetime]
     agent_version: Mapped[str | None] = mapped_column(Text)
     backend: Mapped[Literal["kernel", "userspace"] | None]
+
+
+class ReplicaRow(Base):
+    """A controller that uses this database, and up to which revision its rows of `streams` are."""
+
+    __tablename__ = "replicas"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    url: Mapped[str] = mapped_column(Text)
+    revision: Mapped[int] = mapped_column(BigInteger)
+    seen: Mapped[datetime]
+
+
+class StreamRow(Base):
+    """What the controller that a host is, or was last, connected to said of it. Not kept in backups."""
+
+    __tablename__ = "streams"
+    node_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    replica: Mapped[str] = mapped_column(String(64), index=True)
+    since: Mapped[datetime]
+    facts: Mapped[dict[str, Any]]
+    written: Mapped[datetime] = mapped_column(index=True)
 
 
 class AddressRow(Base):

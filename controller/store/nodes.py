@@ -56,6 +56,12 @@ class NodeTable:
         """Every node, by name."""
         return await self._load(select(NodeRow).order_by(NodeRow.name))
 
+    async def with_ids(self, ids: Sequence[NodeId]) -> list[StoredNode]:
+        """Those of the nodes that exist."""
+        return [
+            node for batch in _batches(ids) for node in await self._load(select(NodeRow).where(NodeRow.id.in_(batch)))
+        ]
+
     async def ids(self, kind: Literal["agent", "static"] | None = None) -> list[NodeId]:
         """The ids of all nodes, or of those of one kind."""
         query = select(NodeRow.id) if kind is None else select(NodeRow.id).where(NodeRow.kind == kind)

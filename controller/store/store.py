@@ -5,6 +5,7 @@ database refuses), and the writing engine is private to this module, so there is
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from controller.wire.netmap import Mesh, NodeId
 
 __all__ = ["Entry", "Mutation", "Reading", "Seen", "Store", "StoreError"]
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Seen = tuple[NodeId, datetime, str | None, str | None]  # node, when, agent version, backend
 
@@ -96,6 +98,10 @@ class Mutation(Reading):
         """Nothing needs to change after all: leave no row, no revision, no audit entry."""
         self.discarded = True
 
+    async def has_mesh(self) -> bool:
+        """Whether there is a mesh in the database already."""
+        return await self._unit.session.scalar(select(MeshRow.id)) is not None
+
     async def create_mesh(self, mesh: Mesh, ca_sha256: str) -> None:
         """Write the mesh's facts, once."""
         self._unit.session.add(
@@ -121,6 +127,8 @@ class Store:
         self._now = now
         self._plan: AddressPlan | None = None
         self._subscribers: list[Callable[[Change], None]] = []
+        self._known: int | None = None  # the newest revision that subscribers heard of
+        self._following = asyncio.Lock()
         # Writers of this process queue here in order; those of other processes meet at the database's lock.
         self._writer = asyncio.Lock()
         # Before that queue, so that however many hosts have records to keep, a mutation waits for one of them at most.
@@ -220,8 +228,8 @@ class Store:
                 yield session
                 await session.commit()
 
-    async def fleet(self, mesh: Mesh) -> Fleet:
-        """Everything that the mesh is computed from, at one revision."""
+    async def fleet(self, mesh: Mesh, *, past: bool = False) -> Fleet:
+        """Everything that the mesh is computed from, at one revision; with `past`, how it came to that."""
         async with self.read() as tables:
             nodes = await tables.nodes.all()
             policy = await tables.policy.current()
@@ -235,29 +243,47 @@ class Store:
                 policy=PolicyRecord(policy.revision, policy.text) if policy else PolicyRecord(0, ""),
                 services={service.name: service.record for service in await tables.services.all()},
                 grants={grant.id: grant for grant in grants if grant is not None},
-                past=await tables.ledger.past(),
+                past=await tables.ledger.past() if past else (),
                 ended=ended.timestamp() if ended is not None else None,
             )
 
-    async def changes_after(self, revision: int) -> list[Change]:
-        """What other processes committed after `revision`, oldest first, each object with its present value."""
+    async def begin(self, mesh: Mesh) -> Fleet:
+        """The fleet to begin with, and its past: subscribers hear of everything that comes after it."""
+        fleet = await self.fleet(mesh, past=True)
+        self._known = fleet.revision
+        return fleet
+
+    async def catch_up(self) -> None:
+        """Publish what other processes committed. Raises StoreError.
+
+        One Change for all of it: each value is that of the newest revision, and none of one before, so there is no
+        moment at which a map would have a part of a later revision.
+        """
+        async with self._following:
+            if self._known is None:
+                return
+            news = await self.news_after(self._known)
+            if news is not None and news.revision > self._known:  # else it was our own, and published meanwhile
+                self._publish(news)
+
+    async def news_after(self, revision: int) -> Change | None:
+        """All that was committed after `revision` in one Change, with present values; None when nothing was."""
         async with self.read() as tables:
-            changes = []
-            for row in await tables.ledger.changes_after(revision):
-                nodes = {node_id: await tables.nodes.get(node_id) for node_id in row.nodes}
-                policy = await tables.policy.current() if row.policy else None
-                services = {name: await tables.services.get(name) for name in row.services}
-                grants = {grant_id: await tables.grants.get(grant_id) for grant_id in row.grants}
-                changes.append(
-                    Change(
-                        revision=row.revision,
-                        nodes={node_id: node.record if node else None for node_id, node in nodes.items()},
-                        policy=PolicyRecord(policy.revision, policy.text) if policy else None,
-                        services={name: service.record if service else None for name, service in services.items()},
-                        grants={grant_id: grant.record if grant else None for grant_id, grant in grants.items()},
-                    )
-                )
-            return changes
+            rows = await tables.ledger.changes_after(revision)
+            if not rows:
+                return None
+            ids = sorted({node_id for row in rows for node_id in row.nodes})
+            nodes = {node.id: node.record for node in await tables.nodes.with_ids(ids)}
+            policy = await tables.policy.current() if any(row.policy for row in rows) else None
+            services = {name: await tables.services.get(name) for row in rows for name in row.services}
+            grants = {grant_id: await tables.grants.get(grant_id) for row in rows for grant_id in row.grants}
+            return Change(
+                revision=rows[-1].revision,
+                nodes={node_id: nodes.get(node_id) for node_id in ids},
+                policy=PolicyRecord(policy.revision, policy.text) if policy else None,
+                services={name: service.record if service else None for name, service in services.items()},
+                grants={grant_id: grant.record if grant else None for grant_id, grant in grants.items()},
+            )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -280,6 +306,8 @@ class Store:
             old=mutation.old,
             new=mutation.new,
         )
+        if not self._engines.sqlite:
+            await ledger.announce(unit.session)
         await unit.session.commit()
         change = Change(
             revision=mutation.revision,
@@ -288,6 +316,17 @@ class Store:
             services=unit.changed_services,
             grants=unit.changed_grants,
         )
+        if self._known is None or self._known + 1 == change.revision:
+            self._publish(change)
+            return
+        # Another process committed in between, and its changes come first. This one is among them then.
+        try:
+            await self.catch_up()
+        except StoreError as error:
+            _log.error("a change is committed, and hosts hear of it when the database answers again: %s", error)
+
+    def _publish(self, change: Change) -> None:
+        self._known = change.revision
         for hear in self._subscribers:
             hear(change)
 

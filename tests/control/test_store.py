@@ -157,10 +157,29 @@ class TestMutation:
             other_node = await add_node(other, "b")
             async with other.mutation("t", Action.NODE_DELETE, "node:id-a") as tx:
                 await tx.nodes.remove(node.id)
-        changes = await store.changes_after(2)
-        assert [change.revision for change in changes] == [3, 4]
-        assert changes[0].nodes == {"id-b": other_node.record}
-        assert changes[1].nodes == {"id-a": None}
+        assert await store.news_after(2) == Change(4, {"id-a": None, "id-b": other_node.record})
+        assert await store.news_after(4) is None
+
+    async def test_subscribers_hear_of_other_processes_commits_once_and_before_their_own(
+        self, store: Store, database_url: str
+    ) -> None:
+        fleet = await store.begin(MESH)
+        heard: list[Change] = []
+        store.subscribe(heard.append)
+        async with opened(database_url, MovableClock()) as other:
+            await other.load_mesh()
+            for name in ("b", "c"):
+                await add_node(other, name)
+            await add_node(store, "own")
+            await add_node(other, "d")
+        await store.catch_up()
+        await store.catch_up()
+        await add_node(store, "last")
+        assert [(change.revision - fleet.revision, sorted(change.nodes)) for change in heard] == [
+            (3, ["id-b", "id-c", "id-own"]),
+            (4, ["id-d"]),
+            (5, ["id-last"]),
+        ]
 
 
 class TestReading:
@@ -445,7 +464,7 @@ class TestGrants:
         await save_grant(store, "t1", grant.expires, revoked=clock())
         assert grant.record is not None
         assert heard == [Change(2, grants={"t1": grant.record}), Change(3, grants={"t1": None})]
-        assert await store.changes_after(1) == [Change(2, grants={"t1": None}), Change(3, grants={"t1": None})]
+        assert await store.news_after(1) == Change(3, grants={"t1": None})
 
     async def test_the_fleet_has_those_that_have_not_ended(self, store: Store, clock: MovableClock) -> None:
         end = (clock() + timedelta(hours=1)).replace(microsecond=0)
@@ -485,7 +504,7 @@ async def test_a_database_of_the_first_schema_keeps_its_changes(database_url: st
         )
     await engines.dispose()
     async with opened(database_url, clock) as store:
-        assert await store.changes_after(0) == [Change(1)]
+        assert await store.news_after(0) == Change(1)
 
 
 def _upgrade(connection: Connection, revision: str) -> None:
@@ -551,10 +570,10 @@ class TestServices:
         saved = await self.save(store, "github", holder="n1")
         record = ServiceRecord("github", ("100.88.0.2", "fd12:3456:789a::2"), "n1")
         assert heard == [Change(revision=2, services={"github": record})]
-        assert await store.changes_after(1) == heard
+        assert [await store.news_after(1)] == heard
         assert (await store.fleet(MESH)).services == {"github": record}
         await self.remove(store, saved)
-        assert heard[1:] == await store.changes_after(2) == [Change(revision=3, services={"github": None})]
+        assert heard[1:] == [await store.news_after(2)] == [Change(revision=3, services={"github": None})]
         assert (await store.fleet(MESH)).services == {}
 
     async def test_never_share_an_address_with_a_node(self, store: Store) -> None:

@@ -1,0 +1,114 @@
+"""What controllers of one PostgreSQL tell each other: that they are there, and which hosts are connected to them.
+
+Not mutations: nobody decided them, and they are worth nothing once their controller is gone. Ages are by the
+database's clock, which all of them share.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import delete, func, or_, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from controller.mesh.elsewhere import Replica, Word
+from controller.mesh.presence import Presence
+from controller.store.engine import Engines, translated
+from controller.store.models import ReplicaRow, StreamRow
+from controller.wire.netmap import NodeId
+
+__all__ = ["PRESENCE_CHANNEL", "Told", "hear", "retire", "sweep", "tell"]
+
+PRESENCE_CHANNEL: Final = "wardmesh_presence"
+SILENCE: Final = timedelta(seconds=8)  # a controller that was not heard of for longer is taken for dead
+_OVERLAP: Final = timedelta(seconds=5)  # rows may become visible this much after their time
+_KEPT: Final = timedelta(hours=1)
+_BATCH: Final = 500
+
+# What is new, and the database's time, to continue from.
+Told = tuple[list[Replica], dict[NodeId, Word], datetime]
+
+
+async def tell(engines: Engines, replica: Replica, words: Mapping[NodeId, Word]) -> None:
+    """Write that this controller is there and what is new of its hosts, and wake the others. Raises StoreError.
+
+    A host that connected elsewhere later is the other's: what is said of its old stream is not kept.
+    """
+    with translated(engines.url):
+        async with AsyncSession(engines.write) as session:
+            items = sorted(words.items())  # in one order, so that two writers never wait for each other
+            for start in range(0, len(items), _BATCH):
+                rows = [_row(node_id, word) for node_id, word in items[start : start + _BATCH]]
+                new = insert(StreamRow).values(rows)
+                values = {name: new.excluded[name] for name in ("replica", "since", "facts", "written")}
+                is_ours = or_(StreamRow.replica == replica.id, new.excluded.since >= StreamRow.since)
+                await session.execute(new.on_conflict_do_update(index_elements=["node_id"], set_=values, where=is_ours))
+            mine = {"id": replica.id, "url": replica.url, "revision": replica.as_of, "seen": func.now()}
+            await session.execute(
+                insert(ReplicaRow).values(mine).on_conflict_do_update(index_elements=["id"], set_=mine)
+            )
+            await session.execute(select(func.pg_notify(PRESENCE_CHANNEL, replica.id)))
+            await session.commit()
+
+
+async def hear(engines: Engines, own: str, after: datetime | None) -> Told:
+    """The other controllers that are there, and their words that are new since `after`. Raises StoreError."""
+    with translated(engines.url):
+        async with AsyncSession(engines.read) as session:
+            now = _aware(await session.scalar(select(func.now())))
+            alive = select(ReplicaRow).where(ReplicaRow.id != own, ReplicaRow.seen > now - SILENCE)
+            replicas = [Replica(row.id, row.url, row.revision) for row in await session.scalars(alive)]
+            query = select(StreamRow).where(StreamRow.replica != own)
+            if after is not None:
+                query = query.where(StreamRow.written > after - _OVERLAP)
+            words = {row.node_id: _word(row) for row in await session.scalars(query)}
+    return replicas, words, now
+
+
+async def retire(engines: Engines, own: str) -> None:
+    """Say that this controller ends: its hosts are offline from now on. Raises StoreError."""
+    with translated(engines.url):
+        async with AsyncSession(engines.write) as session:
+            await session.execute(delete(ReplicaRow).where(ReplicaRow.id == own))
+            await session.execute(select(func.pg_notify(PRESENCE_CHANNEL, own)))
+            await session.commit()
+
+
+async def sweep(engines: Engines) -> None:
+    """Delete what controllers that are long gone have left. Raises StoreError."""
+    with translated(engines.url):
+        async with AsyncSession(engines.write) as session:
+            await session.execute(delete(ReplicaRow).where(ReplicaRow.seen < func.now() - _KEPT))
+            there = select(ReplicaRow.id)
+            await session.execute(
+                delete(StreamRow).where(StreamRow.replica.not_in(there), StreamRow.written < func.now() - _KEPT)
+            )
+            await session.commit()
+
+
+def _row(node_id: NodeId, word: Word) -> dict[str, Any]:
+    facts = asdict(word.presence)
+    facts["last_seen"] = facts["last_seen"].isoformat() if facts["last_seen"] else None
+    facts.pop("since")
+    return {
+        "node_id": node_id,
+        "replica": word.replica,
+        "since": word.since,
+        "facts": {**facts, "services": dict(word.services)},
+        "written": func.now(),
+    }
+
+
+def _word(row: StreamRow) -> Word:
+    facts = dict(row.facts)
+    services = facts.pop("services")
+    seen = facts.pop("last_seen")
+    presence = Presence(**facts, last_seen=datetime.fromisoformat(seen) if seen else None)
+    return Word(row.replica, row.since, presence, services)
+
+
+def _aware(value: Any) -> datetime:
+    assert isinstance(value, datetime)
+    return value.astimezone(UTC)
