@@ -278,6 +278,7 @@ def _described(parts: Parts, netmap: Netmap, address: str, found: Peer | SelfNod
     other = found if isinstance(found, Peer) else None
     return Identity(
         address=address,
+        addresses=found.addresses,
         node=found.id,
         name=found.name,
         fqdn=f"{found.name}.{netmap.mesh.domain}",

@@ -230,6 +230,8 @@ class _Daemon:
             self._end(0)
 
     async def _leave(self, force: bool) -> Left:
+        if self._gateway is not None:
+            await self._gateway.pause()
         self._control.leave(leaving=True)
         try:
             async with self._applier.paused():
@@ -237,6 +239,8 @@ class _Daemon:
                 self._applier.retire()
         except (AgentError, KernelError):
             self._control.leave(leaving=False)
+            if self._gateway is not None:
+                self._gateway.resume()
             raise
         log.info("left the mesh %s", self._node.mesh.name)
         return left

@@ -17,6 +17,7 @@ from typing import Final
 
 from .config import Config
 from .errors import AgentError
+from .gateway.spool import unshipped
 from .serving import Serving
 
 __all__ = ["GatewayProcess", "User", "gateway_uid", "gateway_user", "remove_files"]
@@ -107,6 +108,18 @@ class GatewayProcess:
                     await self._until(wanted=False)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
+    async def pause(self) -> None:
+        """Stop it until `resume` or `end`, while records still have a way to the controller: it ships what is left."""
+        self._ended = True
+        self._look.set()
+        async with self._turn:
+            pass
+
+    def resume(self) -> None:
+        """Serve again what is to be served: the host does not leave after all."""
+        self._ended = False
+        self._look.set()
+
     async def end(self) -> list[str]:
         """Never serve again, and remove its files: the host leaves. Returns what was removed. Raises AgentError."""
         self._ended = True
@@ -168,10 +181,13 @@ def remove_files(directory: Path) -> list[str]:
     if not directory.exists():
         return []
     try:
+        lost = unshipped(directory / "spool")
         shutil.rmtree(directory)
     except OSError as error:
         raise AgentError(f"cannot remove {directory} ({error.strerror}): remove it by hand") from error
-    return [f"remove {directory}"]
+    return [
+        f"remove {directory}" + (f", with {lost} records of calls that the controller does not have" if lost else "")
+    ]
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -288,10 +288,11 @@ class Peers(Message):
 
 
 class Identity(Message):
-    """The answer to WhoisRequest, from the map in force."""
+    """The answer to WhoisRequest, from the map in force. `addresses` are the node's own, without those it holds."""
 
     answer: Literal["identity"] = "identity"
     address: Address
+    addresses: tuple[Address, ...] = ()
     node: NodeId
     name: NodeName
     fqdn: str

@@ -170,6 +170,11 @@ class AgentIdentity:
 
 
 def _caller(answer: Identity, address: str) -> Caller:
+    if answer.is_self and answer.addresses:
+        # A process of this host that calls a service held here has the service's address as its source (the kernel
+        # speaks to a local address from that address), but policy is about the node: judge it by the node's own.
+        family = [own for own in answer.addresses if (":" in own) == (":" in address)]
+        address = address if address in answer.addresses else (family or list(answer.addresses))[0]
     return Caller(
         node_id=answer.node,
         name=answer.name,

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-__all__ = ["FRAME_BYTES", "SEGMENT_SUFFIX", "Entry", "SpoolError", "SpoolReader", "SpoolWriter", "read_id"]
+__all__ = ["FRAME_BYTES", "SEGMENT_SUFFIX", "Entry", "SpoolError", "SpoolReader", "SpoolWriter", "read_id", "unshipped"]
 
 # length of the payload, CRC-32 of sequence number and payload, sequence number; little-endian
 _HEAD: Final = struct.Struct("<IIQ")
@@ -357,3 +358,17 @@ class SpoolReader:
     def rewind(self) -> None:
         """Read again from the first record that was not acknowledged."""
         self._seq, self._place = self._acknowledged, None
+
+
+def unshipped(spools: Path) -> int:
+    """How many records the spools in `spools` hold that nobody acknowledged, as far as they can be read."""
+    if not spools.is_dir():
+        return 0
+    return sum(_unshipped(directory) for directory in spools.iterdir() if directory.is_dir())
+
+
+def _unshipped(directory: Path) -> int:
+    try:
+        return len(SpoolReader(directory).read(most=sys.maxsize))
+    except SpoolError:
+        return len([entry for segment in _segments(directory) for entry, _ in _frames(segment.read_bytes())])

@@ -154,6 +154,41 @@ async def test_who_leaves_takes_its_files_along(daemon: Daemon) -> None:
     assert not daemon.config.gateway_dir.exists()
 
 
+async def called(lab: Lab, daemon: Daemon) -> None:
+    """One call of a tool, answered a moment ago."""
+    upstream, port = await lab.upstream(), free_port()
+    daemon.agent.serving.adopt(netmap(port, HttpUpstream(url=f"http://127.0.0.1:{upstream.port}/mcp")))
+    await daemon.process()
+    await soon(lambda: daemon.agent.serving.health() == {"svc": None}, START)
+    client = await lab.connect(HELD, port)
+    assert (await client.call(tool())).status == 200
+    await client.close()
+
+
+async def test_who_leaves_ships_what_was_recorded_first(lab: Lab, daemon: Daemon) -> None:
+    daemon.agent.keeps = True
+    await called(lab, daemon)
+    await daemon.gateway.pause()
+    assert {record.event for record in daemon.agent.kept} == {"gateway:call:allowed", "gateway:call:ended"}
+    assert await daemon.gateway.end() == [f"remove {daemon.config.gateway_dir}"]
+
+
+async def test_records_that_nobody_took_are_counted_when_they_are_removed(lab: Lab, daemon: Daemon) -> None:
+    await called(lab, daemon)
+    await daemon.gateway.pause()
+    (removed,) = await daemon.gateway.end()
+    assert removed.endswith(", with 2 records of calls that the controller does not have")
+
+
+async def test_who_does_not_leave_after_all_serves_again(daemon: Daemon) -> None:
+    daemon.agent.serving.adopt(some_map())
+    first = await daemon.process()
+    await daemon.gateway.pause()
+    assert not first.is_running()
+    daemon.gateway.resume()
+    assert (await daemon.process(other_than=first.pid)).is_running()
+
+
 @pytest.mark.parametrize(
     ("user", "sentence"),
     [("root", "has agentd's own rights"), ("no-such-user", "there is no user 'no-such-user': make it with")],

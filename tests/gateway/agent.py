@@ -6,9 +6,20 @@ from socket import socket
 from typing import Any
 
 from agentd.errors import AgentError
-from agentd.local_api import Answer, GatewayRequest, Identity, Listening, ListenRequest, Request, WhoisRequest
+from agentd.local_api import (
+    Answer,
+    GatewayRequest,
+    Identity,
+    Listening,
+    ListenRequest,
+    RecordsKept,
+    RecordsRequest,
+    Request,
+    WhoisRequest,
+)
 from agentd.local_server import Handed, Subscription, listening, serve
 from agentd.serving import Serving
+from controller.wire.call_records import CallRecord
 from controller.wire.mcp import HttpUpstream, McpGrant, Service, StdioUpstream
 from controller.wire.netmap import AddressSet, Mesh, Netmap, SelfNode
 
@@ -49,6 +60,8 @@ class Agent:
         self.changes = 0
         self.serving = Serving(self._changed)
         self.wake = lambda: None
+        self.keeps = False  # records: nobody takes them unless a test says so
+        self.kept: tuple[CallRecord, ...] = ()
         self._task: asyncio.Task[None] | None = None
         self._talks: set[asyncio.Task[Any]] = set()
 
@@ -93,6 +106,9 @@ class Agent:
                     kind="agent",
                     is_self=False,
                 )
+            case RecordsRequest() if self.keeps:
+                self.kept += request.records
+                return RecordsKept(through=request.first + len(request.records) - 1)
             case _:
                 raise AgentError("nobody")
 

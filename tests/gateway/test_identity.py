@@ -21,6 +21,7 @@ class Agent:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.nodes = dict(NODES)
+        self.held: dict[str, tuple[str, ...]] = {}  # addresses of services held here, and this host's own
         self.asked: list[str] = []
         self.hold = asyncio.Event()
         self.hold.set()
@@ -62,7 +63,8 @@ class Agent:
             tags=("tag:agents",),
             public_key="xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
             kind="agent",
-            is_self=False,
+            is_self=request.address in self.held,
+            addresses=self.held.get(request.address, (request.address,)),
         )
 
 
@@ -89,6 +91,22 @@ async def test_callers_are_who_agentd_says(agent: Agent) -> None:
     assert (caller.node_id, caller.name, caller.tags, caller.address) == ("node-alice", "alice", ("tag:agents",), ALICE)
     assert caller.public_key != KEY
     assert await identity.whois(STRANGER) is None
+    await identity.close()
+
+
+async def test_a_process_of_this_host_is_judged_by_the_hosts_own_addresses(agent: Agent) -> None:
+    own = ("100.80.0.7", "fd00:1234::7")
+    identity = AgentIdentity(agent.path)
+    for asked, addresses, expected in (
+        ("100.80.9.1", own, own[0]),
+        ("fd00:1234::9:1", own, own[1]),
+        (own[1], own, own[1]),
+        ("fd00:1234::9:2", own[:1], own[0]),
+    ):
+        agent.nodes[asked], agent.held[asked] = "this-host", addresses
+        caller = await identity.whois(asked)
+        assert caller is not None
+        assert (caller.name, caller.address) == ("this-host", expected)
     await identity.close()
 
 
