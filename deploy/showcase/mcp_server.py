@@ -14,6 +14,18 @@ def pack(parcel: str) -> str:
     return f"packed: {parcel}"
 
 
+@server.tool()
+def ship(parcel: str, to: str) -> str:
+    """Send a parcel to a city."""
+    return f"shipped to {to}: {parcel}"
+
+
+@server.tool()
+def discard(parcel: str) -> str:
+    """Throw a parcel away."""
+    return f"gone for ever: {parcel}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address", help="the only address to listen on")

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from .screen import Screen
-from .story import MCP_PORT
-from .world import World, mesh_address
+from .service import URL
+from .world import World
 
 __all__ = ["stay"]
 
@@ -34,13 +34,19 @@ def stay(screen: Screen, world: World) -> None:
 
 def explain(screen: Screen, world: World) -> None:
     screen.heading("The mesh stays up. Things to try here:")
-    tool = mesh_address(world.agents["warehouse"])
-    call = f"python -m deploy.showcase.mcp_client http://{tool}:{MCP_PORT}/mcp hello"
+    call = f"python -m deploy.showcase.mcp_client {URL}"
     for meaning, lines in (
         ("the hosts as the controller sees them, and who changed what", ["wardmesh node list", "wardmesh audit list"]),
         ("a host's own view: assistant, warehouse or visitor, then a colon", ["assistant: agentd status"]),
         ("what WireGuard and nftables themselves say", ["warehouse: wg show", "visitor: nft list table inet wardmesh"]),
-        ("call the tool again, allowed and denied", [f"assistant: {call}", f"visitor: timeout 5 {call}"]),
+        (
+            "call tools: allowed, with a denied argument, and denied",
+            [
+                f"assistant: {call} {words}"
+                for words in ("pack parcel=hello", "ship parcel=hello to=Atlantis", "discard")
+            ],
+        ),
+        ("who called what, and what the gateway decided", ["wardmesh audit calls", "wardmesh service list"]),
         (
             "revoke a host, and call again; `node enable` brings it back within half a minute",
             ["wardmesh node disable assistant"],

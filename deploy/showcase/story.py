@@ -1,7 +1,6 @@
 """What the demo tells, in order. Each step does something and looks whether it came out: AssertionError if not."""
 
 import contextlib
-import json
 import os
 import platform
 import secrets
@@ -16,8 +15,9 @@ from tests.lab.kernel import has_wireguard
 from tests.lab.mesh import Agent
 
 from .screen import Screen
+from .service import listening_on, start_server, tools_have_rules
 from .wire import Capture, dropped_packets
-from .world import BIN, HOSTS, REPOSITORY, World, mesh_address, peer_of
+from .world import HOSTS, World, mesh_address, peer_of
 
 __all__ = ["MCP_PORT", "tell"]
 
@@ -58,6 +58,7 @@ def tell(screen: Screen, lab: Lab) -> World:
     tunnel_comes_up(screen, world)
     tool_is_called(screen, world)
     third_host_is_denied(screen, world)
+    tools_have_rules(screen, world)
     return world
 
 
@@ -126,19 +127,18 @@ def tunnel_comes_up(screen: Screen, world: World) -> None:
 
 
 def tool_is_called(screen: Screen, world: World) -> None:
-    assistant, warehouse = world.agents["assistant"], world.agents["warehouse"]
+    warehouse = world.agents["warehouse"]
     address = mesh_address(warehouse)
     marker = f"parcel-{secrets.token_hex(8)}"
     with screen.step("An MCP server on warehouse, on its mesh address only"):
-        start_mcp_server(warehouse, address)
+        start_server(warehouse, address, MCP_PORT)
         for line in listening_on(warehouse, MCP_PORT):
             screen.fact("listens on", line)
     link = warehouse.status()["link"]
     on_switch = Capture.on_switch(world.switch, world.lab.directory)
     in_tunnel = Capture.on_host(warehouse.host, link)
     with screen.step("An MCP client on assistant calls its tool, through the tunnel"):
-        client = (BIN / "python", "-m", "deploy.showcase.mcp_client", f"http://{address}:{MCP_PORT}/mcp", marker)
-        answer = json.loads(assistant.host.run(*client, timeout=60).stdout)
+        answer = world.call("assistant", f"http://{address}:{MCP_PORT}/mcp", "pack", f"parcel={marker}")
         assert answer["text"] == f"packed: {marker}", f"the tool answered {answer['text']!r}"
         screen.fact("protocol", f"MCP {answer['protocol']}")
         screen.fact("tools", f"{', '.join(answer['tools'])}  ({answer['list_ms']:.1f} ms)")
@@ -183,18 +183,6 @@ def third_host_is_denied(screen: Screen, world: World) -> None:
         screen.fact(
             "afterwards", f"agentd put the rules back {(time.monotonic() - begin) * 1000:.0f} ms after it ran on"
         )
-
-
-def start_mcp_server(agent: Agent, address: str) -> None:
-    agent.host.start(BIN / "python", "-m", "deploy.showcase.mcp_server", address, str(MCP_PORT), cwd=REPOSITORY)
-    eventually(lambda: listening_on(agent, MCP_PORT), timeout=60, what="the MCP server")
-    assert listening_on(agent, MCP_PORT) == [f"{address}:{MCP_PORT}"]
-
-
-def listening_on(agent: Agent, port: int) -> list[str]:
-    """The local addresses of the listening TCP sockets with this port, as the kernel lists them."""
-    lines = agent.host.run("ss", "-Hltn", f"sport = :{port}").stdout.splitlines()
-    return [line.split()[3] for line in lines]
 
 
 def attempt(agent: Agent, address: str) -> str:

@@ -19,6 +19,7 @@ BIN: Final = Path(sys.executable).parent
 REPOSITORY: Final = Path(__file__).resolve().parent.parent.parent
 # Each host and the tag that the policy knows it by.
 HOSTS: Final = {"assistant": "tag:agents", "warehouse": "tag:tools", "visitor": "tag:visitors"}
+SERVING: Final = "warehouse"
 
 
 class World:
@@ -47,8 +48,16 @@ class World:
     def join(self, name: str) -> Agent:
         """Enrol a host with a new one-shot key, as a person would, and start its daemon."""
         join = self.controller.wardmesh("key", "create", "--tag", HOSTS[name])
-        self.agents[name] = Agent.join(self.hosts[name], join)
+        # The gateway of a host that serves: agentd starts it as a user without rights.
+        settings = {"gateway": "nobody"} if name == SERVING else {}
+        self.agents[name] = Agent.join(self.hosts[name], join, **settings)
         return self.agents[name]
+
+    def call(self, name: str, url: str, tool: str, *arguments: str) -> dict[str, Any]:
+        """What an MCP client on a host says of one call; `arguments` are written NAME=VALUE."""
+        client = (str(BIN / "python"), "-m", "deploy.showcase.mcp_client", url, tool, *arguments)
+        found: dict[str, Any] = json.loads(self.hosts[name].run(*client, timeout=60).stdout)
+        return found
 
     def wait_until_in_force(self) -> int:
         """Wait until every host's kernel has the newest revision that concerns it; returns the mesh's revision."""

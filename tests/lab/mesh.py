@@ -62,10 +62,10 @@ class Controller:
         with self.host.enter(), RestClient(self.url, self.token, tls) as client:
             return question(client)
 
-    def wardmesh(self, *arguments: str, stdin: str | None = None) -> str:
+    def wardmesh(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
         """Run the `wardmesh` command on the controller's host; returns what it printed."""
         env = {"WARDMESH_URL": self.url, "WARDMESH_TOKEN": self.token, "WARDMESH_CA": str(self.ca_file)}
-        return self.host.run(_BIN / "wardmesh", *arguments, env=env, stdin=stdin).stdout
+        return self.host.run(_BIN / "wardmesh", *arguments, env=env, stdin=stdin, check=check).stdout
 
     def join_string(self, *tags: str, uses: int = 1) -> str:
         """A join string for a new node with these tags."""
