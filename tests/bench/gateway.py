@@ -40,10 +40,13 @@ def measure(bench: Bench) -> None:
     with ExitStack() as undo:
         directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="wm-hop-")))
         upstream, upstream_process = undo.enter_context(serving("tests.bench.hop.upstream", "{port}"))
-        passthrough, _ = undo.enter_context(serving("tests.bench.hop.passthrough", str(upstream), "{port}"))
+        passthrough, passthrough_process = undo.enter_context(
+            serving("tests.bench.hop.passthrough", str(upstream), "{port}")
+        )
         ours, our_process = undo.enter_context(gateway(directory / "one", upstream))
         single_calls(bench, Target(upstream), Target(passthrough), Target(ours))
         throughput(bench, Target(upstream), Target(passthrough), Target(ours))
+        cpu(bench, {"passthrough": (Target(passthrough), passthrough_process), "gateway": (Target(ours), our_process)})
         others(bench, upstream, ours)
         streams(bench, Target(upstream), Target(ours))
         silent_streams(bench, Target(ours), our_process, upstream_process)
@@ -92,6 +95,21 @@ def throughput(bench: Bench, direct: Target, passthrough: Target, ours: Target) 
     bench.figure("gateway_rps", found["the gateway"].median)
     bench.figure("gateway_p99_ms_32_clients", min(worst))
     bench.bar("rps_by_passthrough", found["the gateway"].median / found["pass-through"].median, ">=", 3.0)
+
+
+def cpu(bench: Bench, targets: dict[str, tuple[Target, psutil.Process]]) -> None:
+    """What a call costs a process, whatever else the machine does meanwhile."""
+    bench.say("CPU of a call …")
+
+    def spent(target: Target, process: psutil.Process, calls: int = 8000) -> float:
+        before = sum(process.cpu_times()[:2])
+        load(target, clients=32, calls=calls)
+        return (sum(process.cpu_times()[:2]) - before) / calls * 1e6
+
+    found = alternate({name: lambda of=of: spent(*of) for name, of in targets.items()}, ROUNDS)  # type: ignore[misc]
+    table(bench, "microseconds of CPU a call, user and system, 32 clients", found)
+    for name, runs in found.items():
+        bench.figure(f"{name}_cpu_us_a_call", runs.lowest)
 
 
 def others(bench: Bench, upstream: int, ours: int) -> None:
