@@ -22,11 +22,13 @@ from controller.wire.matching import TextTest, compile_globs
 from controller.wire.mcp import AuditRules
 
 from .spool import FRAME_BYTES, SpoolWriter
-from .types import Allow, AuditEvent, AuditRecord, Call, Decision, Outcome
+from .types import Allow, AuditEvent, AuditRecord, Call, Caller, Decision, Outcome
 
 __all__ = ["AuditLog", "SpoolEvent", "arguments_digest", "canonical_json", "describe", "masked"]
 
+_NO_RULES: Final = AuditRules()
 _LONGEST_TEXT: Final = 1024
+_REMEMBERED_TEXT: Final = 256  # callers choose names: what is remembered of them is bounded in length and number
 _LARGEST_ARGUMENTS: Final = 16 * 1024
 _LARGEST_CANONICAL: Final = 256 * 1024
 MASKED: Final = "[masked]"
@@ -77,7 +79,10 @@ def _is_plain(value: Any) -> bool:
     """No floats, no integers beyond 2^53, and only ASCII keys, which sort alike in UTF-8 and UTF-16."""
     kind = type(value)
     if kind is dict:
-        return all(key.isascii() and _is_plain(inner) for key, inner in value.items())
+        for key, inner in value.items():  # a loop: all() with a generator costs three times as much, for every call
+            if not key.isascii() or not (type(inner) is str or _is_plain(inner)):
+                return False
+        return True
     if kind is list:
         return all(map(_is_plain, value))
     return kind is str or kind is bool or value is None or (kind is int and -(2**53) < value < 2**53)
@@ -94,13 +99,12 @@ def masked(value: Any, is_secret: TextTest) -> Any:
 
 def describe(record: AuditRecord, rules: AuditRules) -> dict[str, Any]:
     """The record as it is written. Absent members are absent facts."""
-    caller = record.caller
     line: dict[str, Any] = {
         "event": record.event,
         "time": record.time,
         "id": record.id,
         "service": record.service,
-        "caller": {"node": caller.node_id, "name": caller.name, "address": caller.address, "key": caller.public_key},
+        "caller": _caller(record.caller),
     }
     if record.call is not None:
         line["call"] = _call(record.call, rules, whole=record.event is not AuditEvent.CALL_ENDED)
@@ -116,10 +120,30 @@ def describe(record: AuditRecord, rules: AuditRules) -> dict[str, Any]:
     return line
 
 
+# Remembered, because callers repeat themselves, and making them anew is a third of what a record costs. Shared by
+# records: not to be changed.
+@lru_cache(maxsize=1024)
+def _caller(caller: Caller) -> dict[str, Any]:
+    return {"node": caller.node_id, "name": caller.name, "address": caller.address, "key": caller.public_key}
+
+
+@lru_cache(maxsize=1024)
+def _client(name: str, version: str) -> dict[str, Any]:
+    return {"name": _text(name), "version": _text(version)}
+
+
+def _name(name: str, mask: tuple[str, ...]) -> str:
+    return _text(_masked_query(name, _secret_names(mask)))
+
+
+_remembered_name = lru_cache(maxsize=1024)(_name)
+
+
 def _call(call: Call, rules: AuditRules, *, whole: bool) -> dict[str, Any]:
     line: dict[str, Any] = {"era": call.era, "method": _text(call.method)}
     if call.name is not None:
-        line["name"] = _text(_masked_query(call.name, _secret_names(rules.mask)))
+        named = _remembered_name if len(call.name) <= _REMEMBERED_TEXT else _name
+        line["name"] = named(call.name, rules.mask)
     if not whole:
         return line
     if call.request_id is not None:
@@ -129,7 +153,7 @@ def _call(call: Call, rules: AuditRules, *, whole: bool) -> dict[str, Any]:
         if rules.arguments:
             line |= _arguments(call.arguments, rules)
     if call.client_info is not None:
-        line["client_unverified"] = {"name": _text(call.client_info.name), "version": _text(call.client_info.version)}
+        line["client_unverified"] = _client(call.client_info.name, call.client_info.version)
     if call.trace is not None:
         line["trace"] = {key: _text(value) for key, value in asdict(call.trace).items() if value is not None}
     return line
@@ -167,7 +191,8 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
 def _text(value: str) -> str:
     if not value.isascii():
         value = value.encode("utf-8", "replace").decode()  # a lone surrogate has no UTF-8 form
-    value = value.replace("\0", "\ufffd")  # which databases do not keep
+    if "\0" in value:
+        value = value.replace("\0", "\ufffd")  # which databases do not keep
     return value if len(value) <= _LONGEST_TEXT else value[:_LONGEST_TEXT] + "…"
 
 
@@ -242,7 +267,7 @@ class AuditLog:
 
     def record(self, record: AuditRecord) -> bool:
         """Take the record. False: there is no room and the service's rules are to deny what cannot be recorded."""
-        rules = self._rules_of(record.service) or AuditRules()
+        rules = self._rules_of(record.service) or _NO_RULES
         urgent = record.event in _URGENT
         payload = orjson.dumps(describe(record, rules))
         # In order, but for the end of a call, which may use the reserve before the gap is closed.

@@ -143,10 +143,10 @@ def _incomplete(meta: Any, message: Message) -> Refusal | None:
     if not isinstance(meta, dict):
         text = f"params._meta must be an object with {VERSION_KEY!r} and {CAPABILITIES_KEY!r}"
         return Refusal(400, INVALID_PARAMS, text, message.id)
+    if VERSION_KEY in meta and CAPABILITIES_KEY in meta:
+        return None
     missing = [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]
-    if missing:
-        return Refusal(400, INVALID_PARAMS, f"params._meta lacks {', '.join(missing)}", message.id)
-    return None
+    return Refusal(400, INVALID_PARAMS, f"params._meta lacks {', '.join(missing)}", message.id)
 
 
 def _modern_notification(

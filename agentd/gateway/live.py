@@ -3,7 +3,6 @@
 Knows who and since when; how an exchange is told to end or to say something is the exchange's own.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -32,26 +31,27 @@ class Live:
 
     def __init__(self) -> None:
         self._running: set[Running] = set()
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: dict[tuple[str, str], int] = {}
 
     def __len__(self) -> int:
         return len(self._running)
 
     def count(self, caller: Caller, service: str) -> int:
         """How many of the service's exchanges this node has under way."""
-        return self._counts[caller.node_id, service]
+        return self._counts.get((caller.node_id, service), 0)
 
     def add(self, running: Running) -> None:
         self._running.add(running)
-        self._counts[running.caller.node_id, running.call.service] += 1
+        key = (running.caller.node_id, running.call.service)
+        self._counts[key] = self._counts.get(key, 0) + 1
 
     def discard(self, running: Running) -> None:
         if running in self._running:
             self._running.discard(running)
             key = (running.caller.node_id, running.call.service)
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]
+            left = self._counts.pop(key) - 1
+            if left:
+                self._counts[key] = left
 
     def keep_alive(self, now: float) -> None:
         """Give every silent stream a sign of life."""

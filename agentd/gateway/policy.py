@@ -155,8 +155,10 @@ class CompiledPolicy:
     def _judge(self, caller: Caller, call: Call, now: float) -> Sequence[_Way] | Refusal:
         """The ways that allow the call. For a single use any of them is enough; for several, the first of each."""
         access = self._access(caller.address, call.service)
-        opening = next((grant for grant in access.grants if now < grant.expires), None)
-        if opening is None:
+        for opening in access.grants:
+            if now < opening.expires:
+                break
+        else:
             return Refusal("service", f"no grant lets you use service {call.service!r}")
         if call.era == "http":
             return (_Way(opening, None, ()),)
@@ -211,7 +213,11 @@ def _judge_uses(access: _Access, opening: _Grant, call: Call, now: float) -> Seq
 
 
 def _judge_use(access: _Access, use: Use, params: Mapping[str, Any], now: float) -> Sequence[_Way] | Refusal:
-    ways = [way for way in access.ways(use) if now < way.grant.expires]
+    ways = access.ways(use)
+    for way in ways:
+        if now >= way.grant.expires:
+            ways = tuple(way for way in ways if now < way.grant.expires)
+            break
     if not ways:
         return Refusal(use.kind, f"no grant lets you use {use.kind} {use.name[:_SHOWN]!r}", use)
     if use.kind != "tool":
