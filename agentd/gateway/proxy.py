@@ -50,6 +50,7 @@ _TRANSPORT: Final = frozenset({TRANSPORT_STREAM, TRANSPORT_TERMINATE, TRANSPORT_
 _MODERN: Final = frozenset(version.encode() for version in MODERN_VERSIONS)
 _STREAMED_BODY: Final = 64 * 1024  # of a request of kind http: a larger one is passed on as it comes
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_MOST_PASSED: Final = 64  # callers whose headers are remembered with a head that they share
 _NO_SESSION: Final = "Session not found"
 
 
@@ -297,10 +298,15 @@ class ServiceApp:
         return session
 
     def _passed(self, asked: Asked, session: str | None) -> list[tuple[bytes, bytes]]:
-        headers = request_headers(asked.exchange.head.headers, asked.caller)
-        if session is not None:
-            headers.append((b"mcp-session-id", session.encode("latin-1")))
-        return headers
+        head, caller = asked.exchange.head, asked.caller
+        headers = head.passed.get(caller) if head.passed is not None else None
+        if headers is None:
+            headers = request_headers(head.headers, caller)
+            if head.passed is not None:
+                if len(head.passed) >= _MOST_PASSED:
+                    head.passed.clear()
+                head.passed[caller] = headers
+        return [*headers, (b"mcp-session-id", session.encode("latin-1"))] if session is not None else [*headers]
 
     # --- the call
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 
 from .exchange import Exchange
-from .head import BadRequestError, check_request, render_head
+from .head import BadRequestError, RequestHead, check_request, render_head
 
 if TYPE_CHECKING:
     from .server import Server
@@ -101,16 +101,38 @@ class Connection(asyncio.Protocol):
         self._now = self._loop.time()
         self._segment = len(data)
         unfinished = self._incoming
-        if unfinished is None and not self._queue and self._current is None:
-            self.deadline = self._now + self.limits.head_seconds
+        between = unfinished is None and not self._queue
+        if between:
+            known = self._server.heads.find(data, self.limits)
+            if known is not None:
+                self._arrived_whole(*known)
+                return
+            if self._current is None:
+                self.deadline = self._now + self.limits.head_seconds
         try:
             self._parser.feed_data(data)
+            if between and self._incoming is None:
+                self._remember(data)
             if unfinished is not None and unfinished is self._incoming and not unfinished.complete_head:
                 self._count_head(len(data))
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_after_offer(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._blame(_fault_of(error))
+
+    def _arrived_whole(self, head: RequestHead, body: bytes) -> None:
+        """A whole request behind a head that the parser knows already."""
+        exchange = Exchange(self)
+        exchange.arrived_whole(head, body)
+        self._queue.append(exchange)
+        self.deadline = math.inf
+        self._wake()
+
+    def _remember(self, data: bytes) -> None:
+        if self._fault is None and len(self._queue) == 1:
+            body = self._queue[0].whole_body()
+            if body is not None:
+                self._server.heads.learn(data, self._queue[0].head, body, self.limits)
 
     def eof_received(self) -> bool:
         return False  # half a connection is no connection: a client that stopped sending has cancelled

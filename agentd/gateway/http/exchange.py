@@ -135,6 +135,17 @@ class Exchange:
 
     # --- events of the connection
 
+    def arrived_whole(self, head: RequestHead, body: bytes) -> None:
+        """All of the request is there."""
+        self.head = head
+        self._body.append(body)
+        self._buffered = len(body)
+        self.complete_head = self.complete_body = True
+
+    def whole_body(self) -> bytes | None:
+        """The body, if it has come whole, in one piece."""
+        return self._body[0] if self.complete_body and len(self._body) == 1 else None
+
     def body_arrived(self, data: bytes) -> bool:
         """Returns whether the client is held back now."""
         self._body.append(data)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
-from ..types import Headers
+from ..types import Caller, Headers
 
 __all__ = [
     "HOP_BY_HOP",
@@ -63,7 +63,7 @@ class RequestHead:
     """A request's head. `headers`: names in lower case, in the order they came.
 
     `fields`: by name, the last of equal ones. `repeated`: names of what came more than once; whoever decides by a field
-    asks there first.
+    asks there first. `passed`: what goes upstream of such a head, by who calls; None for a head that is not remembered.
     """
 
     method: str = ""
@@ -73,6 +73,7 @@ class RequestHead:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     fields: dict[bytes, bytes] = field(default_factory=dict)
     repeated: frozenset[bytes] = _NONE
+    passed: dict[Caller, list[tuple[bytes, bytes]]] | None = None
 
     def arrived(self) -> None:
         """All headers are there."""

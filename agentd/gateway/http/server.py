@@ -11,6 +11,7 @@ from typing import Protocol
 
 from .connection import Connection
 from .exchange import Exchange
+from .heads import KnownHeads
 from .limits import HttpLimits
 
 __all__ = ["App", "Server"]
@@ -36,6 +37,7 @@ class Server:
         self.limits = limits or HttpLimits()
         self.connections: set[Connection] = set()
         self.orphans: set[Connection] = set()  # whose client is gone, but whose exchange goes on
+        self.heads = KnownHeads()
         self.draining = False
         self._quiet = asyncio.Event()
         self._listeners: list[asyncio.Server] = []

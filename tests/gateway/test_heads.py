@@ -1,0 +1,116 @@
+"""A head that was read before is read alike again, and nothing that differs from it is taken for it."""
+
+import pytest
+
+from agentd.gateway.http.head import RequestHead
+from agentd.gateway.http.heads import KnownHeads
+from agentd.gateway.http.limits import HttpLimits
+from tests.gateway.harness import ALICE, BOB, Lab, tool
+
+LIMITS = HttpLimits()
+START = b"POST /mcp HTTP/1.1\r\nhost: a\r\n"
+
+
+def request(
+    body: bytes, before: bytes = START, after: bytes = b"\r\nmcp-name: x", name: bytes = b"content-length"
+) -> bytes:
+    return before + name + b": %d" % len(body) + after + b"\r\n\r\n" + body
+
+
+def head(length: int, **fields: object) -> RequestHead:
+    headers = [(b"host", b"a"), (b"content-length", b"%d" % length), (b"mcp-name", b"x")]
+    return RequestHead(**{"method": "POST", "target": b"/mcp", "headers": headers, "fields": dict(headers), **fields})
+
+
+def known(**fields: object) -> KnownHeads:
+    heads = KnownHeads()
+    heads.learn(request(b"four"), head(4, **fields), b"four", LIMITS)
+    return heads
+
+
+@pytest.mark.parametrize("body", [b"four", b"three", b"x" * 12_345])
+def test_a_known_head_is_found_with_the_length_and_body_of_each_request(body: bytes) -> None:
+    found = known().find(request(body), LIMITS)
+    assert found is not None
+    again, given = found
+    assert given == body
+    assert again.headers == head(len(body)).headers
+    assert again.fields == head(len(body)).fields
+    assert again.keep_alive
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        request(b"four")[:-1],  # more is to come
+        request(b"four") + b"G",  # another request follows
+        request(b"four", after=b"\r\nmcp-name: y"),
+        request(b"four", before=START + b"content-length: 4\r\n"),
+        request(b"four", before=START + b"transfer-encoding: chunked\r\n"),
+        request(b"four", before=b"POST /mcp HTTP/1.1\r\nhost: b\r\n"),
+        request(b"four", name=b"Content-Length"),
+        START + b"content-length: +4\r\nmcp-name: x\r\n\r\nfour",
+        START + b"content-length: 4 \r\nmcp-name: x\r\n\r\nfour",
+        START + b"content-length: 4,4\r\nmcp-name: x\r\n\r\nfour",
+        START + b"content-length: \r\nmcp-name: x\r\n\r\n",
+        START + b"content-length: 4\nmcp-name: x\r\n\r\nfour",
+        b"",
+    ],
+)
+def test_what_differs_in_anything_but_the_length_is_left_to_the_parser(data: bytes) -> None:
+    assert known().find(data, LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"keep_alive": False}, {"version": "1.0"}, {"repeated": frozenset({b"mcp-name"})}, {"fields": {b"expect": b"x"}}],
+)
+def test_an_unusual_head_is_not_remembered(fields: dict[str, object]) -> None:
+    assert known(**fields).find(request(b"four"), LIMITS) is None
+
+
+def test_a_head_that_the_parser_read_otherwise_is_not_remembered() -> None:
+    heads = KnownHeads()
+    heads.learn(request(b"four"), head(4), b"fou", LIMITS)
+    assert heads.find(request(b"four"), LIMITS) is None
+
+
+def test_heads_accepted_under_other_limits_are_read_anew() -> None:
+    assert known().find(request(b"four"), HttpLimits(header_bytes=10)) is None
+
+
+def test_heads_are_forgotten_before_they_fill_memory() -> None:
+    heads = known()
+    for number in range(1000):
+        name = b"%d" % number
+        heads.learn(request(b"four", after=b"\r\nmcp-name: " + name), head(4), b"four", LIMITS)
+    assert heads.find(request(b"four"), LIMITS) is None
+    assert heads.find(request(b"four", after=b"\r\nmcp-name: 999"), LIMITS) is not None
+
+
+def test_closing_one_connection_closes_no_other_request_with_the_same_head() -> None:
+    heads = known()
+    first, second = heads.find(request(b"four"), LIMITS), heads.find(request(b"four"), LIMITS)
+    assert first is not None
+    first[0].keep_alive = False
+    assert second is not None
+    assert second[0].keep_alive
+    third = heads.find(request(b"four"), LIMITS)
+    assert third is not None
+    assert third[0].keep_alive
+
+
+async def test_callers_with_one_head_stay_who_they_are(lab: Lab) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(
+        upstream, grants=[{"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add"]}]
+    )
+    alice, bob = await lab.client(running, ALICE), await lab.client(running, BOB)
+    calls = [(caller, text) for text in ("a", "longer", "a") for caller in (alice, bob)]
+    for client, text in calls:
+        assert (await client.call(tool(text=text))).status == 200
+    assert [dict(seen.headers)["wardmesh-node"] for seen in upstream.seen] == ["alice", "bob"] * 3
+    assert [seen.body for seen in upstream.seen] == [tool(text=text)[0] for _, text in calls]
+    assert [dict(seen.headers)["content-length"] for seen in upstream.seen] == [
+        str(len(seen.body)) for seen in upstream.seen
+    ]
