@@ -175,7 +175,7 @@ async def _status(parts: Parts) -> Status:
         public_key=parts.key.public,
         endpoints=endpoints(parts.config, parts.own.now, parts.node.mesh),
         controller=ControllerStatus(
-            url=parts.node.url,
+            url=standing.url,
             phase=standing.phase,
             since=standing.since,
             connected=standing.connected,

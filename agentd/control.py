@@ -10,7 +10,7 @@ import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -39,9 +39,11 @@ from controller.wire.stream import (
     Snapshot,
     controller_frame,
 )
+from controller.wire.stream import Controllers as ControllersFrame
 
 from .apply import Applier, Outcome
 from .asked import Asked
+from .controllers import Controllers
 from .denied_report import DenialReport
 from .errors import AgentError, ControllerError, StateError
 from .explain import unreachable
@@ -50,7 +52,7 @@ from .netmap import SavedMap, denied
 from .records import RecordsPost
 from .renew import due, renew
 from .session import Event, Phase, Session, step
-from .state import CA, CERTIFICATE, IDENTITY_KEY, NodeFile, StateDir
+from .state import CA, CERTIFICATE, CONTROLLERS, IDENTITY_KEY, NodeFile, StateDir
 
 __all__ = ["Control"]
 
@@ -76,6 +78,7 @@ _BYE: Final = {
     "shutdown": Event.SHUTDOWN,
     "protocol": Event.REFUSED,
 }
+_GO_ON: Final = {Event.LOST, Event.SHUTDOWN, Event.CERTIFICATE_REFUSED}  # to another controller, if there is one
 _NODE_REMOVED: Final = "urn:wardmesh:problem:node-removed"
 _CERTIFICATE_REQUIRED: Final = "urn:wardmesh:problem:certificate-required"
 
@@ -84,6 +87,7 @@ _CERTIFICATE_REQUIRED: Final = "urn:wardmesh:problem:certificate-required"
 class Standing:
     """The session as `agentd status` tells it."""
 
+    url: str
     phase: Phase
     since: datetime
     connected: datetime | None
@@ -122,6 +126,7 @@ class Control:
         self._denied_more = asyncio.Event()
         self._drift: str | None = None
         self._drifted = asyncio.Event()
+        self._controllers = Controllers(node.node_id, node.url, state.controllers())
         self._session = Session(resume=applier.desired is None or applier.desired.resume)
         self._phases = {
             Phase.WAITING: self._wait,
@@ -150,7 +155,7 @@ class Control:
         retry = None
         if session.phase is Phase.WAITING:
             retry = datetime.fromtimestamp(self._since.timestamp() + session.pause, UTC)
-        return Standing(session.phase, self._since, self._connected, self._error, retry)
+        return Standing(self._controllers.current, session.phase, self._since, self._connected, self._error, retry)
 
     def leave(self, *, leaving: bool) -> None:
         """The host leaves by its own will (or, after all, does not): being removed is then no news."""
@@ -190,7 +195,10 @@ class Control:
             await self._close()
 
     async def _move(self, event: Event) -> None:
-        before, self._session = self._session, step(self._session, event, random.random())  # noqa: S311 (jitter)
+        before = replace(self._session, choices=len(self._controllers))
+        self._session = step(before, event, random.random())  # noqa: S311 (jitter)
+        if event in _GO_ON:
+            self._controllers.failed()
         if self._session.phase is before.phase:
             return
         self._since = datetime.now(UTC)
@@ -199,7 +207,7 @@ class Control:
             self._deny(event)
         if self._session.phase is Phase.STREAMING:
             self._connected, self._error = self._since, None
-            log.info("connected to %s", self._node.url)
+            log.info("connected to %s", self._controllers.current)
         if self._session.phase in {Phase.WAITING, Phase.PARKED}:
             self._connected = None
             await self._close()
@@ -225,7 +233,8 @@ class Control:
         # One attempt, good or bad, is enough for a while: the stream's own attempts follow, and they have their pauses.
         self._renewal_not_before = asyncio.get_running_loop().time() + _RENEWAL_RETRY
         try:
-            certificate = await asyncio.to_thread(renew, self._state, self._node)
+            node = self._node.model_copy(update={"url": self._controllers.current})
+            certificate = await asyncio.to_thread(renew, self._state, node)
         except (ControllerError, StateError) as error:
             self._fail(f"the node's certificate was not renewed: {error}")
             if isinstance(error, ControllerError) and error.kind == _NODE_REMOVED:
@@ -237,7 +246,7 @@ class Control:
         return Event.RENEWED
 
     async def _connect(self) -> Event:
-        url = "wss://" + self._node.url.removeprefix("https://").rstrip("/") + STREAM_PATH
+        url = "wss://" + self._controllers.current.removeprefix("https://").rstrip("/") + STREAM_PATH
         try:
             self._socket = await connect(
                 url,
@@ -311,12 +320,23 @@ class Control:
                 self._records.recorded(frame)
             elif isinstance(frame, Ask):
                 self._asked.heard(frame)
+            elif isinstance(frame, ControllersFrame):
+                self._learn(frame)
             else:
                 break
         if isinstance(frame, Bye):
             self._fail(f"the controller closed the connection ({frame.reason}): {frame.detail}")
             return _BYE[frame.reason]
         return self._take(frame)
+
+    def _learn(self, frame: ControllersFrame) -> None:
+        self._controllers.learn(frame.urls)
+        if self._state.controllers() == frame.urls:
+            return
+        try:
+            self._state.write(CONTROLLERS, frame.model_dump_json().encode())
+        except StateError as error:
+            log.warning("after a restart, this host will know fewer controllers: %s", error)
 
     def _take(self, frame: Snapshot | DeltaFrame) -> Event:
         desired = self._applier.desired
@@ -431,7 +451,7 @@ class Control:
         return due(certificate) if certificate else datetime.now(UTC)
 
     def _connection_failed(self, error: Exception) -> Event:
-        url = self._node.url
+        url = self._controllers.current
         if isinstance(error, InvalidStatus):
             problem = _problem(error)
             self._fail(f"the controller at {url} refused the stream: {problem.detail}")

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from .controllers import Controllers
 from .errors import ControllerError, StateError
 from .https import Controller, trusting, with_client_certificate
 from .local_api import Left
@@ -64,8 +65,14 @@ def tell_controller(state: StateDir, node: NodeFile) -> None:
     if ca is None or certificate is None or key is None:
         raise StateError(f"{state.path} has lost the node's identity")
     context = with_client_certificate(trusting(None if node.trust == "system" else ca.decode()), certificate, key)
-    try:
-        Controller(node.url, context).delete("/api/v1/nodes/self")
-    except ControllerError as error:
-        if error.kind != _GONE:
-            raise
+    controllers = Controllers(node.node_id, node.url, state.controllers()).known
+    for at, url in enumerate(controllers, start=1):
+        try:
+            Controller(url, context).delete("/api/v1/nodes/self")
+        except ControllerError as error:
+            if error.kind == _GONE:
+                return
+            if error.final or at == len(controllers):
+                raise
+        else:
+            return

@@ -80,7 +80,8 @@ class Session:
     """Where the connection stands.
 
     `resume`: the next Hello may name the revision that this host holds. `pause`: seconds that WAITING lasts.
-    `renew`: a renewal is due, whatever this host's clock says about the certificate.
+    `renew`: a renewal is due, whatever this host's clock says about the certificate. `choices`: how many controllers
+    there are to go on to; pauses grow only when all were tried.
     """
 
     phase: Phase = Phase.WAITING
@@ -88,6 +89,7 @@ class Session:
     pause: float = 0.0
     resume: bool = True
     renew: bool = False
+    choices: int = 1
 
 
 def step(session: Session, event: Event, chance: float) -> Session:
@@ -99,9 +101,10 @@ def step(session: Session, event: Event, chance: float) -> Session:
     return Session(
         phase=phase,
         failures=failures,
-        pause=_pause(event, failures, chance) if phase is Phase.WAITING else 0.0,
+        pause=_pause(event, (failures - 1) // session.choices, chance) if phase is Phase.WAITING else 0.0,
         resume=_resume(session, event),
         renew=event is Event.CERTIFICATE_REFUSED,
+        choices=session.choices,
     )
 
 
@@ -119,10 +122,10 @@ def _resume(session: Session, event: Event) -> bool:
     return session.resume and event not in {Event.GAP, Event.DISABLED, Event.REMOVED}
 
 
-def _pause(event: Event, failures: int, chance: float) -> float:
+def _pause(event: Event, rounds: int, chance: float) -> float:
     if event is Event.REPLACED:
         # Two hosts with one node would take the stream from each other for ever; a person has to end it.
         longest = _LONGEST_PAUSE
     else:
-        longest = min(_FIRST_PAUSE * 2 ** min(max(failures - 1, 0), 16), _LONGEST_PAUSE)
+        longest = min(_FIRST_PAUSE * 2 ** min(max(rounds, 0), 16), _LONGEST_PAUSE)
     return longest * (0.5 + chance / 2)

@@ -18,11 +18,22 @@ from pydantic import ValidationError
 
 from controller.wire.base import Address, Message, NodeName
 from controller.wire.netmap import Mesh, NodeId
+from controller.wire.stream import Controllers
 
 from .errors import StateError
 from .keys import IdentityKey, KeyDamagedError, WireguardKey
 
-__all__ = ["CA", "CERTIFICATE", "IDENTITY_KEY", "NETMAP", "NODE", "WIREGUARD_KEY", "NodeFile", "StateDir"]
+__all__ = [
+    "CA",
+    "CERTIFICATE",
+    "CONTROLLERS",
+    "IDENTITY_KEY",
+    "NETMAP",
+    "NODE",
+    "WIREGUARD_KEY",
+    "NodeFile",
+    "StateDir",
+]
 
 WIREGUARD_KEY: Final = "wireguard.key"
 IDENTITY_KEY: Final = "identity.key"
@@ -30,9 +41,10 @@ CERTIFICATE: Final = "certificate.pem"
 CA: Final = "ca.pem"
 NODE: Final = "node.json"
 NETMAP: Final = "netmap.json"
+CONTROLLERS: Final = "controllers.json"
 _LOCK: Final = "lock"
 _RESERVE: Final = "reserve"
-_FILES: Final = (NODE, NETMAP, CERTIFICATE, CA, WIREGUARD_KEY, IDENTITY_KEY, _RESERVE, _LOCK)
+_FILES: Final = (NODE, NETMAP, CONTROLLERS, CERTIFICATE, CA, WIREGUARD_KEY, IDENTITY_KEY, _RESERVE, _LOCK)
 
 
 class NodeFile(Message):
@@ -196,6 +208,15 @@ class StateDir:
             return NodeFile.model_validate_json(content)
         except ValidationError as error:
             raise _damaged(self.path / NODE, error.errors()[0]["msg"]) from error
+
+    def controllers(self) -> tuple[str, ...]:
+        """The mesh's controllers as they were last told; none when they never were, or the file is damaged: then the
+        one that the host joined at tells again. Raises StateError."""
+        content = self.read(CONTROLLERS)
+        try:
+            return () if content is None else Controllers.model_validate_json(content).urls
+        except ValidationError:
+            return ()
 
     def wireguard_key(self) -> WireguardKey | None:
         """The tunnel's key, None when it was not made yet. Raises StateError when it is damaged."""

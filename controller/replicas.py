@@ -133,7 +133,9 @@ class Replicas:
     async def _hear(self) -> None:
         now = asyncio.get_running_loop().time()
         after = self._heard if now < self._reread else None
-        replicas, words, self._heard = await shared.hear(self._engines, self.id, after)
+        told = await shared.hear(self._engines, self.id, after)
+        self._heard = told.now
         if after is None:
             self._reread = now + _REREAD
-        self.hub.heard_of(replicas, words)
+        self.hub.heard_of(told.replicas, told.words)
+        self.hub.served_by([*told.urls | {self.url}])

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from controller.wire.base import Revision
 from controller.wire.netmap import Delta, Netmap, NodeId
-from controller.wire.stream import Ask, Bye, ControllerFrame, DeltaFrame, Recorded, Snapshot
+from controller.wire.stream import Ask, Bye, ControllerFrame, Controllers, DeltaFrame, Recorded, Snapshot
 
 from .dirty import Dirty, merged
 
@@ -50,6 +50,7 @@ class Connection:
         self._whole = pending is None
         self._in_flight = False
         self._recorded: dict[str, Recorded] = {}  # by spool; the latest word is enough
+        self._controllers: Controllers | None = None
         self._asks: deque[Ask] = deque(maxlen=MAX_ASKS)
         self._bye: Bye | None = None
         self._wake = asyncio.Event()
@@ -64,6 +65,11 @@ class Connection:
     def recorded(self, frame: Recorded) -> None:
         """Tell the host that its records are kept."""
         self._recorded[frame.spool] = frame
+        self._wake.set()
+
+    def controllers(self, frame: Controllers) -> None:
+        """Tell the host which controllers there are, after what else it is told."""
+        self._controllers = frame
         self._wake.set()
 
     def ask(self, question: Ask) -> None:
@@ -119,7 +125,7 @@ class Connection:
         finally:
             self.finished.set()
 
-    def _sent(self, frame: Snapshot | DeltaFrame | Recorded | Ask) -> None:
+    def _sent(self, frame: Snapshot | DeltaFrame | Recorded | Ask | Controllers) -> None:
         if isinstance(frame, Snapshot | DeltaFrame):
             self.told = frame.netmap.revision if isinstance(frame, Snapshot) else frame.delta.revision
             self._in_flight = False
@@ -130,6 +136,9 @@ class Connection:
         if not self._due:
             if self._asks:
                 return self._asks.popleft()
+            if self._controllers is not None:
+                told, self._controllers = self._controllers, None
+                return told
             return self._recorded.pop(next(iter(self._recorded))) if self._recorded else None
         self._due = False
         self._in_flight = True

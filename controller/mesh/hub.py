@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from controller.records import Change, Fleet, NodeRecord, TemporaryGrant
 from controller.wire.base import Revision
 from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Netmap, NodeId
-from controller.wire.stream import Applied, Ask, Bye, Hello, HostReport
+from controller.wire.stream import Applied, Ask, Bye, Controllers, Hello, HostReport
 
 from .connection import Connection
 from .dirty import Affected, Dirty, merged
@@ -72,6 +72,7 @@ class Hub:
         self._expiry: asyncio.TimerHandle | None = None
         self._is_closing = False
         self.elsewhere = Elsewhere()
+        self._controllers = Controllers(urls=())
         self._touched: set[NodeId] = set()  # connected here, and others were not told what is new
         self._on_touched: Callable[[], None] | None = None
 
@@ -245,6 +246,15 @@ class Hub:
         taken, self._touched = self._touched, set()
         return taken
 
+    def served_by(self, urls: Sequence[str]) -> None:
+        """These controllers serve the mesh, this one among them: hosts are told when that is news."""
+        found = Controllers(urls=tuple(sorted(urls)))
+        if found == self._controllers or not (self._controllers.urls or len(urls) > 1):
+            return
+        self._controllers = found
+        for connection in self._connections.values():
+            connection.controllers(found)
+
     def heard_of(self, replicas: Iterable[Replica], words: Mapping[NodeId, Word]) -> None:
         """Take in what other controllers say. A stream that a host opened there later replaces the one here."""
         self.elsewhere.alive(replicas)
@@ -280,6 +290,8 @@ class Hub:
         if older is not None:
             older.dismiss(_REPLACED)
         self._connections[node_id] = connection
+        if self._controllers.urls:
+            connection.controllers(self._controllers)
         self._note(node_id, online=True, last_seen=self._now(), since=self._now())
         self.reported(node_id, hello.report)
         try:

@@ -5,11 +5,11 @@ database's clock, which all of them share.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,11 +24,18 @@ __all__ = ["PRESENCE_CHANNEL", "Told", "hear", "retire", "sweep", "tell"]
 PRESENCE_CHANNEL: Final = "wardmesh_presence"
 SILENCE: Final = timedelta(seconds=8)  # a controller that was not heard of for longer is taken for dead
 _OVERLAP: Final = timedelta(seconds=5)  # rows may become visible this much after their time
-_KEPT: Final = timedelta(hours=1)
+_KEPT: Final = timedelta(hours=24)  # hosts may come back at a controller that is away for less
 _BATCH: Final = 500
 
-# What is new, and the database's time, to continue from.
-Told = tuple[list[Replica], dict[NodeId, Word], datetime]
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is new. `now`: the database's time, to continue from; `urls`: of controllers there now or lately."""
+
+    replicas: list[Replica]
+    urls: frozenset[str]
+    words: dict[NodeId, Word]
+    now: datetime
 
 
 async def tell(engines: Engines, replica: Replica, words: Mapping[NodeId, Word]) -> None:
@@ -58,20 +65,22 @@ async def hear(engines: Engines, own: str, after: datetime | None) -> Told:
     with translated(engines.url):
         async with AsyncSession(engines.read) as session:
             now = _aware(await session.scalar(select(func.now())))
-            alive = select(ReplicaRow).where(ReplicaRow.id != own, ReplicaRow.seen > now - SILENCE)
-            replicas = [Replica(row.id, row.url, row.revision) for row in await session.scalars(alive)]
+            rows = list(await session.scalars(select(ReplicaRow).where(ReplicaRow.seen > now - _KEPT)))
+            alive = [row for row in rows if row.id != own and row.seen > now - SILENCE]
+            replicas = [Replica(row.id, row.url, row.revision) for row in alive]
             query = select(StreamRow).where(StreamRow.replica != own)
             if after is not None:
                 query = query.where(StreamRow.written > after - _OVERLAP)
             words = {row.node_id: _word(row) for row in await session.scalars(query)}
-    return replicas, words, now
+    return Told(replicas, frozenset(row.url for row in rows), words, now)
 
 
 async def retire(engines: Engines, own: str) -> None:
     """Say that this controller ends: its hosts are offline from now on. Raises StoreError."""
     with translated(engines.url):
         async with AsyncSession(engines.write) as session:
-            await session.execute(delete(ReplicaRow).where(ReplicaRow.id == own))
+            gone = update(ReplicaRow).where(ReplicaRow.id == own).values(seen=func.now() - SILENCE)
+            await session.execute(gone)
             await session.execute(select(func.pg_notify(PRESENCE_CHANNEL, own)))
             await session.commit()
 

@@ -26,6 +26,7 @@ __all__ = [
     "Bye",
     "Calls",
     "ControllerFrame",
+    "Controllers",
     "DeltaFrame",
     "Denials",
     "Drift",
@@ -143,6 +144,13 @@ class DeltaFrame(Message):
     delta: Delta
 
 
+class Controllers(Message):
+    """All controllers of the mesh: the host may come back at any of them, when this one is away."""
+
+    type: Literal["controllers"] = "controllers"
+    urls: Annotated[tuple[Annotated[str, Field(max_length=2000)], ...], Field(max_length=100)]
+
+
 class Bye(Message):
     """Why the controller closes. `retry` False: coming back is pointless until a person acts."""
 
@@ -155,7 +163,7 @@ class Bye(Message):
 AgentFrame = Annotated[
     Hello | Report | Applied | Denials | Drift | Serving | Calls | Answer, Field(discriminator="type")
 ]
-ControllerFrame = Annotated[Snapshot | DeltaFrame | Recorded | Ask | Bye, Field(discriminator="type")]
+ControllerFrame = Annotated[Snapshot | DeltaFrame | Recorded | Ask | Controllers | Bye, Field(discriminator="type")]
 
 agent_frame: TypeAdapter[AgentFrame] = TypeAdapter(AgentFrame)
 controller_frame: TypeAdapter[ControllerFrame] = TypeAdapter(ControllerFrame)

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +16,17 @@ from typing import Any
 import httpx
 import pytest
 
+from agentd.session import Phase
+from controller.mesh.connection import Connection
 from controller.server import Running, running
 from controller.settings import Listen, Settings
 from controller.wire.stream import Applied, DeltaFrame
 
 from .hosts import Host, new_key, new_node
 from .support import Client, MovableClock
+from .test_agentd_stream import Agent as AgentdParts
+from .test_agentd_stream import connected, joined
+from .test_agentd_stream import until as agentd_until
 from .test_policy_use import put
 from .test_process import Process, serve
 from .test_services import POLICY as SERVICE_POLICY
@@ -285,6 +290,43 @@ class TestProcesses:
                 assert its.netmap is not None
                 assert set(its.netmap.peers) == {node_id(tool)}
             assert time.monotonic() - began < PATIENCE
+
+    async def test_an_agentd_whose_controller_is_killed_goes_on_at_another_and_comes_back_after_both_were_away(
+        self, tmp_path: Path, clock: MovableClock, postgresql: Databases, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        snapshots: list[str] = []
+        make = Connection._snapshot
+        monkeypatch.setattr(Connection, "_snapshot", lambda its: snapshots.append(its.node_id) or make(its))
+        async with AsyncExitStack() as stack:
+            url = await stack.enter_async_context(postgresql())
+            environment = {"WARDMESH_DATABASE_URL": url}
+            process = await stack.enter_async_context(serve(state=tmp_path / "one", environment=environment))
+            first = as_running(process, tmp_path / "one", process.token)
+            copy_ca(tmp_path / "one", tmp_path / "two")
+            settings = Settings(tmp_path / "two", Listen("127.0.0.1", 0), database_url=url)
+            async with Client(first, token=first.first_token) as admin:
+                state = await joined(admin, tmp_path, "db-1")
+            async with connected(state) as its, AsyncExitStack() as second:
+                two = await second.enter_async_context(running(settings, clock))
+                await agentd_until(lambda: set(state.controllers()) == {first.url, two.url}, PATIENCE)
+                assert its.control.standing.url == first.url
+                process.running.kill()
+                await agentd_until(lambda: its.control.standing.url == two.url and is_streaming(its), PATIENCE)
+                async with Client(two, token=first.first_token) as admin, Client(two) as anyone:
+                    await put(admin, "grants: [{from: '*', to: '*', ip: ['*']}]")
+                    await new_node(admin, anyone, "other")
+                await agentd_until(lambda: "other" in its.peers, PATIENCE)
+                assert snapshots == []
+                await second.aclose()
+                await agentd_until(lambda: not is_streaming(its), PATIENCE)
+                again = replace(settings, listen=Listen("127.0.0.1", two.port))
+                await second.enter_async_context(running(again, clock))
+                await agentd_until(lambda: is_streaming(its), PATIENCE)
+                assert snapshots == []
+
+
+def is_streaming(its: AgentdParts) -> bool:
+    return its.standing is Phase.STREAMING
 
 
 def as_running(process: Process, state: Path, token: str) -> Any:
