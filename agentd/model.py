@@ -105,13 +105,17 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LinkSettings:
-    """What the host's own configuration says about the tunnel. `table` is the nftables table, family inet."""
+    """What the host's own configuration says about the tunnel. `table` is the nftables table, family inet.
+
+    `probe_port`: the UDP port of agentd's own socket, whose STUN shares WireGuard's port; 0 for none.
+    """
 
     name: str = "wardmesh0"
     listen_port: int = 51820
     mtu: int = 1420
     table: str = "wardmesh"
     backend: Literal["auto", "kernel", "userspace"] = "auto"
+    probe_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Final
 
 from agentd.model import Chain, Container, LinkSettings
 from controller.wire.netmap import Direction, Netmap
+from controller.wire.stun import COOKIE
 
 __all__ = ["BASE_CONTAINERS", "LOG_GROUP", "LOG_PREFIX", "base_chains", "judged"]
 
@@ -32,7 +33,7 @@ def base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
     name, mesh = f'"{link.name}"', netmap.mesh
     own4 = sorted(address for address in netmap.node.addresses if ":" not in address)
     own6 = sorted(address for address in netmap.node.addresses if ":" in address)
-    return {
+    return _probes(link) | {
         # A mesh address on any other link, as source or as destination, is somebody who has not been through the
         # tunnel. Before connection tracking and before any other table can rewrite it.
         "arriving": Chain(
@@ -83,6 +84,30 @@ def base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
         "deny/out": _deny("out", "daddr", "ip daddr 224.0.0.0/4 drop", "ip6 daddr ff00::/8 drop"),
         "deny/forward": _deny("forward", "saddr"),
         "deny/spoofed": _deny("spoofed", "saddr"),
+    }
+
+
+def _probes(link: LinkSettings) -> dict[str, Chain]:
+    """agentd's STUN leaves from WireGuard's port and comes in by it, so that NATs and firewalls see one flow.
+
+    Written into the packets without a state of its own: before connection tracking sees what leaves, and after all
+    other tables have judged what arrives, for all of them the port is WireGuard's. No message of WireGuard's is taken
+    for STUN: theirs begin with 01 to 04 and three zeros, and have no cookie (RFC 8489 section 5) but by chance.
+    """
+    if not link.probe_port:
+        return {}
+    cookie = f"@th,96,32 {COOKIE:#x}"  # bits from where the UDP header begins
+    return {
+        "probes/out": Chain(
+            hook="type filter hook output priority raw - 10 ; policy accept",
+            rules=(f"udp sport {link.probe_port} {cookie} udp sport set {link.listen_port}",),
+        ),
+        "probes/in": Chain(
+            hook="type filter hook input priority filter + 300 ; policy accept",
+            rules=(
+                f"udp dport {link.listen_port} @th,64,16 {{ 0x0001, 0x0101 }} {cookie} udp dport set {link.probe_port}",
+            ),
+        ),
     }
 
 

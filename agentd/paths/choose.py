@@ -32,9 +32,13 @@ class Chooser:
         """The best; None when there are none."""
         return min(endpoints, key=self._rank, default=None)
 
+    def is_near(self, endpoint: Endpoint) -> bool:
+        """True when it is on a network that this host is on."""
+        address = ipaddress.ip_address(split_endpoint(endpoint)[0])
+        return any(address.version == network.version and address in network for network in self._networks)
+
     def _rank(self, endpoint: Endpoint) -> int:
         address = ipaddress.ip_address(split_endpoint(endpoint)[0])
         if address.version not in self._families:
             return 2
-        near = any(address.version == network.version and address in network for network in self._networks)
-        return 0 if near or address.is_global else 1
+        return 0 if address.is_global or self.is_near(endpoint) else 1

@@ -38,6 +38,7 @@ class Guarded(OnHost):
         self.sender: Host = lab.host("sender", mesh)
         self.stranger: Host = lab.host("stranger", outside)
         self.member = GUARDED
+        self.link = LINK
         assert (self.host.address, self.sender.address) == (GUARDED.address, SENDER.address)
         self.host.machine.batch(
             "link set eth0 down",
@@ -60,7 +61,7 @@ class Guarded(OnHost):
         return f"neighbour replace {address} lladdr {self._macs[host]} dev {link} nud permanent"
 
     def ruleset(self, wanted: Netmap, now: float) -> Ruleset:
-        return compile_ruleset(wanted, LINK, now)
+        return compile_ruleset(wanted, self.link, now)
 
     def apply(self, wanted: Netmap, now: float = 0) -> Ruleset:
         """Put the map's table in force, as a change where there is one already."""

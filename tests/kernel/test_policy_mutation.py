@@ -23,7 +23,7 @@ from tests.kernel.mutant import kinds, without
 pytestmark = [pytest.mark.host_kernel, pytest.mark.fresh_input]
 
 REGULAR: Final = 2
-FILES: Final = ("test_firewall_packets.py", "test_firewall.py", "test_firewall_services.py")
+FILES: Final = ("test_firewall_packets.py", "test_firewall.py", "test_firewall_services.py", "test_paths_port.py")
 HERE: Final = Path(__file__).parent
 
 
@@ -40,7 +40,7 @@ def every_kind() -> list[str]:
     wanted = netmap(Member(1), Member(2), rules=rules)
     service = AddressSet(name="svc:x", addresses=frozenset({"100.64.50.1", "fd77:7761:7264::50:1"}))
     wanted = wanted.model_copy(update={"sets": wanted.sets | {"svc:x": service}})
-    return kinds(compile_ruleset(wanted, LinkSettings(), time.time()))
+    return kinds(compile_ruleset(wanted, LinkSettings(probe_port=51821), time.time()))
 
 
 def chosen() -> list[str]:
