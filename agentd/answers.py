@@ -5,7 +5,7 @@ Reads the daemon's parts; changes nothing but by calling one of them.
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import assert_never
@@ -38,6 +38,12 @@ from .local_api import (
     Left,
     Listening,
     ListenRequest,
+    Netcheck,
+    NetcheckRequest,
+    Paths,
+    PathsRequest,
+    PathStatus,
+    PeerPaths,
     Peers,
     PeersRequest,
     PeerStatus,
@@ -48,12 +54,15 @@ from .local_api import (
     ServingReport,
     Status,
     StatusRequest,
+    StunServer,
     WhoisRequest,
 )
 from .local_server import Handed, Subscription
 from .model import Counted, KernelError, Observed
 from .naming import Naming
 from .netmap import live_rules, whois
+from .paths.checks import View
+from .probing import Prober
 from .reconcile import Reconciler
 from .records import RecordsPost
 from .renew import due
@@ -77,6 +86,7 @@ class Parts:
     control: Control
     key: TunnelKey
     own: OwnAddresses
+    prober: Prober
     denied: DeniedLog
     records: RecordsPost
     serving: Serving
@@ -94,6 +104,8 @@ async def answer(parts: Parts, request: Request) -> Answer | Handed | Subscripti
         return Handed(Listening(), parts.serving.listen(request))
     if isinstance(request, ServingReport):
         raise AgentError("serving is for the connection that asked for the gateway's policy")
+    if isinstance(request, NetcheckRequest):
+        return _netcheck(parts)
     return await _answer(parts, request)
 
 
@@ -104,6 +116,7 @@ async def _answer(
     | WhoisRequest
     | DiffRequest
     | DeniedRequest
+    | PathsRequest
     | RecordsRequest
     | RotateKeyRequest
     | LeaveRequest,
@@ -112,8 +125,9 @@ async def _answer(
         match request:
             case StatusRequest():
                 return await _status(parts)
-            case PeersRequest():
-                return Peers(peers=_peers(_map(parts), await parts.kernel.observe()))
+            case PeersRequest() | PathsRequest():
+                listed = _peers(_map(parts), await parts.kernel.observe())
+                return Peers(peers=listed) if isinstance(request, PeersRequest) else _paths(parts, listed)
             case WhoisRequest():
                 return _identity(parts, request.address)
             case DiffRequest():
@@ -261,6 +275,36 @@ def _peer(peer: Peer, observed: Observed) -> PeerStatus:
         received=there.rx_bytes if there else 0,
         sent=there.tx_bytes if there else 0,
         applied=there is not None,
+    )
+
+
+def _paths(parts: Parts, listed: Iterable[PeerStatus]) -> Paths:
+    return Paths(
+        peers=tuple(
+            PeerPaths(
+                id=peer.id, name=peer.name, endpoint=peer.endpoint, paths=tuple(map(_path, parts.prober.paths(peer.id)))
+            )
+            for peer in listed
+        )
+    )
+
+
+def _path(view: View) -> PathStatus:
+    return PathStatus(
+        endpoint=view.endpoint, state=view.state.value, rtt=view.rtt, chosen=view.chosen, learned=view.learned
+    )
+
+
+def _netcheck(parts: Parts) -> Netcheck:
+    servers = tuple(StunServer(server=each.server, mapped=each.mapped, rtt=each.rtt) for each in parts.prober.servers)
+    answering = any(server.mapped is not None for server in servers)
+    return Netcheck(
+        nat=parts.prober.nat,
+        udp="works" if answering else "no answer" if servers else "not asked",
+        candidates=endpoints(parts.config, parts.own.now, parts.node.mesh),
+        reflexive=parts.prober.reflexive,
+        servers=servers,
+        listen_port=parts.config.listen_port,
     )
 
 

@@ -27,6 +27,10 @@ from .local_api import (
     Identity,
     LeaveRequest,
     Left,
+    Netcheck,
+    NetcheckRequest,
+    Paths,
+    PathsRequest,
     Peers,
     PeersRequest,
     Rotated,
@@ -213,6 +217,34 @@ def peers(
         typer.echo(answer.model_dump_json(indent=2))
     else:
         show.peers(answer.peers)
+
+
+@app.command(epilog=_examples("agentd paths", "agentd paths --json"))
+def paths(
+    context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
+) -> None:
+    """List the ways to each peer: its endpoints, which of them answer and how fast, and the one in use."""
+    from . import show_paths  # noqa: PLC0415  # see above
+
+    answer = ask(context.obj.load().socket, PathsRequest(), Paths)
+    if json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        show_paths.paths(answer)
+
+
+@app.command(epilog=_examples("agentd netcheck", "agentd netcheck --json"))
+def netcheck(
+    context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
+) -> None:
+    """Tell from where this host is seen, by which kind of NAT, and whether UDP reaches the controller."""
+    from . import show_paths  # noqa: PLC0415  # see above
+
+    answer = ask(context.obj.load().socket, NetcheckRequest(), Netcheck)
+    if json:
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        show_paths.netcheck(answer)
 
 
 @app.command(epilog=_examples("agentd whois 100.80.0.7", "agentd whois fd12:3456:789a::7 --json"))

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from controller.wire.base import Address, Endpoint, Message, NodeName
+from controller.wire.stun import STUN_PORT
 
 from .errors import ConfigError
 
@@ -65,7 +66,8 @@ class Config(Message):
     """What the file may say. `addresses` and `name` are wishes at join time; the controller decides.
 
     `hosts_file`: where the mesh's names are kept, False: nowhere. `gateway`: agentd starts the MCP gateway, as
-    GATEWAY_USER or as the user that is named; False: somebody else does.
+    GATEWAY_USER or as the user that is named; False: somebody else does. `stun_port`: the first of the controller's two
+    UDP ports that tell this host from where it is seen; False: it is not asked.
     """
 
     name: NodeName | None = None
@@ -73,6 +75,7 @@ class Config(Message):
     endpoints: tuple[Endpoint, ...] = ()
     link: Annotated[str, AfterValidator(_check_link)] = "wardmesh0"
     listen_port: Annotated[int, Field(ge=1, le=65535, strict=True)] = 51820
+    stun_port: Annotated[int, Field(ge=1, le=65534, strict=True)] | Literal[False] = STUN_PORT
     # 1280 is the least that IPv6 allows (RFC 8200 section 5); 1420 fits WireGuard over IPv6 into 1500.
     mtu: Annotated[int, Field(ge=1280, le=65455, strict=True)] = 1420
     table: Annotated[str, AfterValidator(_check_table)] = "wardmesh"

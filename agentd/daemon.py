@@ -27,7 +27,7 @@ from .denied_report import reports
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
 from .gateway_process import GatewayProcess, User, gateway_uid, gateway_user, remove_files
-from .host import report
+from .host import endpoints, report
 from .instance import sole_owner
 from .keys import WireguardKey
 from .leave import leave
@@ -36,6 +36,7 @@ from .local_server import Handed, Subscription, listening, serve
 from .model import KernelError, LinkSettings
 from .naming import Naming, remove_names
 from .netmap import load
+from .probing import Prober, ProbeSocket, stun_of
 from .reconcile import Reconciler
 from .records import RecordsPost
 from .sd_notify import notify
@@ -77,13 +78,14 @@ def _membership(state: StateDir) -> _Membership:
     return _Membership(node, key)
 
 
-def _link_settings(config: Config) -> LinkSettings:
+def _link_settings(config: Config, probe_port: int = 0) -> LinkSettings:
     return LinkSettings(
         name=config.link,
         listen_port=config.listen_port,
         mtu=config.mtu,
         table=config.table,
         backend=config.backend,
+        probe_port=probe_port,
     )
 
 
@@ -114,10 +116,19 @@ async def _run(config: Config) -> int:
         user = gateway_user(config) if config.gateway else None
         server = stack.enter_context(listening(config.socket, config.socket_group or _group(user)))
         own = stack.enter_context(OwnAddresses())
-        kernel = Reconciler(_link_settings(config), member.key.raw, choose=own.choose)
+        probes = stack.enter_context(ProbeSocket(config.listen_port))
+        mesh = member.node.mesh
+        prober = Prober(
+            probes,
+            own,
+            mesh,
+            stun=stun_of(member.node.url, config.stun_port),
+            candidates=lambda: endpoints(config, own.now, mesh),
+        )
+        kernel = Reconciler(_link_settings(config, probes.port), member.key.raw, choose=prober.choose)
         stack.push_async_callback(kernel.close)
         await kernel.start()
-        return await _Daemon(config, state, member, kernel, own, user=user).run(server)
+        return await _Daemon(config, state, member, kernel, own, prober=prober, user=user).run(server)
 
 
 def _group(user: User | None) -> int | None:
@@ -136,6 +147,7 @@ class _Daemon:
         kernel: Reconciler,
         own: OwnAddresses,
         *,
+        prober: Prober,
         user: User | None,
     ) -> None:
         self._config, self._state, self._node, self._kernel, self._own = config, state, member.node, kernel, own
@@ -145,6 +157,7 @@ class _Daemon:
         self._serving = Serving(self._serving_changed)
         self._gateway = GatewayProcess(config, user, self._serving) if user is not None else None
         self._naming = Naming(config)
+        self._prober = prober
         notices = self._load_map()
         self._control = Control(
             state,
@@ -155,6 +168,11 @@ class _Daemon:
             serving=self._serving.health,
             asked=Asked(lambda question: tell(self._parts, question)),
             records=self._records,
+        )
+        prober.connect(
+            private_key=lambda: self._key.raw,
+            changed=lambda: self._applier.wake("paths"),
+            seen=self._control.changed,
         )
         notices += self._hear_denied()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -167,6 +185,7 @@ class _Daemon:
             control=self._control,
             key=self._key,
             own=own,
+            prober=self._prober,
             denied=self._denied,
             records=self._records,
             serving=self._serving,
@@ -190,6 +209,7 @@ class _Daemon:
             self._watch_drift(),
             self._watch_addresses(),
             self._naming.run(),
+            self._prober.run(),
             serve(server, self._answer, self._answered, gateway_user=gateway_uid(self._config)),
             *([self._gateway.run()] if self._gateway is not None else []),
         )
@@ -219,7 +239,12 @@ class _Daemon:
 
     def _report(self) -> HostReport:
         return report(
-            self._config, self._own.now, self._node.mesh, public_key=self._key.public, backend=self._kernel.backend
+            self._config,
+            self._own.now,
+            self._node.mesh,
+            public_key=self._key.public,
+            backend=self._kernel.backend,
+            reflexive=self._prober.reflexive,
         )
 
     async def _answer(self, request: Request) -> Answer | Handed | Subscription:
@@ -262,6 +287,7 @@ class _Daemon:
     async def _watch_addresses(self) -> None:
         async for addresses in self._own.changes():
             log.info("this host's addresses changed", extra={"addresses": len(addresses)})
+            self._prober.moved()
             self._applier.wake("addresses")
             self._control.addresses_changed(item.address for item in addresses)
 
@@ -269,6 +295,7 @@ class _Daemon:
         if self._applier.in_force is not None:
             self._serving.adopt(self._applier.in_force)
             self._naming.adopt(self._applier.in_force)
+            self._prober.adopt(self._applier.in_force)
         self._control.changed()
         self._tell_systemd(
             f"revision {outcome.revision} is not in force: {outcome.error}"

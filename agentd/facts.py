@@ -43,6 +43,11 @@ class OwnAddresses:
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
         self._socket.close()
 
+    @property
+    def chooser(self) -> Chooser:
+        """Chooses by the addresses of now."""
+        return self._chooser
+
     def choose(self, endpoints: Sequence[Endpoint]) -> Endpoint | None:
         """Which of a peer's endpoints to try from these addresses."""
         return self._chooser.choose(endpoints)

@@ -33,7 +33,13 @@ def endpoints(config: Config, own: Iterable[LocalAddress], mesh: Mesh | None) ->
 
 
 def report(
-    config: Config, own: Iterable[LocalAddress], mesh: Mesh, *, public_key: PublicKey, backend: BackendName
+    config: Config,
+    own: Iterable[LocalAddress],
+    mesh: Mesh,
+    *,
+    public_key: PublicKey,
+    backend: BackendName,
+    reflexive: tuple[Endpoint, ...] = (),
 ) -> HostReport:
     """The host's facts as they are now."""
     return HostReport(
@@ -42,6 +48,7 @@ def report(
         kernel=os.uname().release,
         public_key=public_key,
         endpoints=endpoints(config, own, mesh),
+        reflexive=reflexive,
         listen_port=config.listen_port,
     )
 

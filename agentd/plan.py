@@ -5,7 +5,7 @@ what is applied. Knows nothing of netlink or nft.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -50,13 +50,13 @@ STALE_HANDSHAKE: Final = 180.0
 
 _LINK_KINDS: Final = {"kernel": "wireguard", "userspace": "tun"}
 
-EndpointChoice = Callable[[Sequence[EndpointText]], EndpointText | None]
+EndpointChoice = Callable[[Peer], EndpointText | None]
 TableCompiler = Callable[[Netmap, LinkSettings, float], Ruleset]
 
 
-def choose_first(endpoints: Sequence[EndpointText]) -> EndpointText | None:
-    """The first of the candidates, which come best first; None when there are none."""
-    return endpoints[0] if endpoints else None
+def choose_first(peer: Peer) -> EndpointText | None:
+    """The first of its endpoints, which come best first; None when there are none."""
+    return peer.endpoints[0] if peer.endpoints else None
 
 
 # --- desired ----------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def _networks(addresses: Iterable[Address]) -> frozenset[Network]:
 
 
 def _peer(peer: Peer, choose: EndpointChoice) -> DesiredPeer:
-    endpoint = choose(peer.endpoints)
+    endpoint = choose(peer)
     return DesiredPeer(
         name=peer.name,
         public_key=peer.public_key,

@@ -30,6 +30,11 @@ class TunnelKey:
         """What peers must know this host by now."""
         return self._key.public
 
+    @property
+    def raw(self) -> bytes:
+        """The private key, 32 bytes."""
+        return self._key.raw
+
     async def rotate(self) -> None:
         """Replace the key on disk, then in the kernel. Raises AgentError; the old key then stands in both."""
         new = WireguardKey.generate()

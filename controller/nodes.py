@@ -221,12 +221,15 @@ class Nodes:
     def _reported(self, node: StoredNode, report: HostReport, observed_address: str) -> StoredNode:
         observed = _observed(observed_address, report, self._store.plan.contains)
         addresses = {split_endpoint(endpoint)[0] for endpoint in report.endpoints}
+        # With what STUN says of an address, the port need not be guessed.
+        known = {split_endpoint(endpoint)[0] for endpoint in report.reflexive}
+        behind_nat = observed is not None and split_endpoint(observed)[0] not in addresses
         return replace(
             node,
             public_key=report.public_key,
-            reported=report.endpoints[:MAX_ENDPOINTS],
-            observed=observed,
-            behind_nat=observed is not None and split_endpoint(observed)[0] not in addresses,
+            reported=(*report.reflexive, *report.endpoints)[:MAX_ENDPOINTS],
+            observed=None if observed is not None and split_endpoint(observed)[0] in known else observed,
+            behind_nat=behind_nat or bool(report.reflexive),
         )
 
 

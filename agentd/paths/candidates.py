@@ -20,6 +20,8 @@ _CONTAINER_LINK: Final = re.compile(
     r"docker\d+|docker_gwbridge|br-[0-9a-f]{12}|veth.*|virbr\d+(-nic)?|vnet\d+|cni.*|cali.*|flannel.*|cilium_.*"
     r"|podman\d+|lxcbr\d+|lxdbr\d+|incusbr\d+"
 )
+# Other tunnels: WireGuard's, OpenVPN's, those of other meshes. A tunnel in a tunnel is slow at best, a loop at worst.
+_TUNNEL_LINK: Final = re.compile(r"wg[\w.-]*|tun\d+|tailscale\d+|zt\w+|nebula\d*|wt\d+|utun\d*|ipsec\d+")
 
 
 def candidates(
@@ -38,7 +40,8 @@ def candidates(
     for item in own:
         address = ipaddress.ip_address(item.address)
         inside = any(address.version == prefix.version and address in prefix for prefix in prefixes)
-        if not inside and not _CONTAINER_LINK.fullmatch(item.link) and _usable(address):
+        foreign = _CONTAINER_LINK.fullmatch(item.link) or _TUNNEL_LINK.fullmatch(item.link)
+        if not inside and not foreign and _usable(address):
             addresses.append(address)
     addresses.sort(key=lambda address: (not address.is_global, address.version, int(address)))
     offered = [check_endpoint(endpoint) for endpoint in announced]

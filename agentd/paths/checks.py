@@ -81,6 +81,7 @@ _SPARE: Final = 300.0
 _PACE: Final = 0.02
 _SLOW_PACE: Final = 0.5
 _GRACE: Final = 0.3  # after the first answer of any endpoint, for the answer of the one in use
+_ALARM: Final = 3  # questions without an answer to the endpoint in use, and the others are looked at
 _LEARNED: Final = 4  # endpoints of a peer that only its questions told
 
 
@@ -111,8 +112,7 @@ class _Path:
     tries: int = 0  # since it was last fresh, answered or asked from
     due: float = 0.0
     ticket: int = 0  # of its place in a queue; others of it are void
-    transaction: bytes = b""
-    sent: float = 0.0
+    open: list[bytes] = field(default_factory=list)  # transactions without an answer yet, of this series
     rtt: float | None = None
 
 
@@ -130,7 +130,9 @@ class Checks:
     def __init__(self, prefer: Preference) -> None:
         self._prefer = prefer
         self._peers: dict[NodeId, _Peer] = {}
-        self._asked: dict[bytes, tuple[NodeId, Endpoint]] = {}
+        self._changed: set[NodeId] = set()
+        self._undecided: set[NodeId] = set()
+        self._asked: dict[bytes, tuple[NodeId, Endpoint, float]] = {}  # by transaction; when
         self._quick: list[tuple[float, int, NodeId, Endpoint]] = []
         self._slow: list[tuple[float, int, NodeId, Endpoint]] = []
         self._tickets = itertools.count(1)
@@ -142,7 +144,8 @@ class Checks:
         """These are the peers, with the endpoints that the map has. One that is not there any more is forgotten."""
         for node in [node for node in self._peers if node not in peers]:
             for path in self._peers.pop(node).paths.values():
-                self._asked.pop(path.transaction, None)
+                self._close(path)
+            self._undecided.discard(node)
         for node, endpoints in peers.items():
             peer = self._peers.setdefault(node, _Peer())
             if peer.known != endpoints:
@@ -174,19 +177,17 @@ class Checks:
         found = self._asked.get(transaction)
         if found is None or found[1] != endpoint:
             return
-        node = found[0]
-        path = self._peers[node].paths[endpoint]
-        path.rtt = now - path.sent
+        node, _, sent = found
+        self._peers[node].paths[endpoint].rtt = now - sent
         self._happen(node, endpoint, Event.ANSWERED, now)
-        self._decide(self._peers[node], now)
+        self._decide(node, now)
 
     # --- what it tells ---
 
     def due(self, transaction: Iterable[bytes], now: float) -> list[Probe]:
         """What to ask now. `transaction` gives fresh ones, 12 random bytes each."""
-        for peer in self._peers.values():
-            if peer.decide_at is not None and peer.decide_at <= now:
-                self._decide(peer, now)
+        for node in list(self._undecided):
+            self._decide(node, now)
         fresh, probes = iter(transaction), []
         for queue, pace in ((self._quick, _PACE), (self._slow, _SLOW_PACE)):
             while queue and queue[0][0] <= now and self._next_free(queue) <= now:
@@ -204,13 +205,23 @@ class Checks:
     def wake_at(self) -> float | None:
         """When `due` has something to say, None for not before something is told."""
         times = [max(queue[0][0], self._next_free(queue)) for queue in (self._quick, self._slow) if queue]
-        times += [peer.decide_at for peer in self._peers.values() if peer.decide_at is not None]
+        times += [at for node in self._undecided if (at := self._peers[node].decide_at) is not None]
         return min(times, default=None)
 
     def chosen(self, node: NodeId) -> Endpoint | None:
         """The best endpoint that works, or the last that did: None before any was found to."""
         peer = self._peers.get(node)
         return peer.chosen if peer else None
+
+    def take_changed(self) -> set[NodeId]:
+        """The peers whose `chosen` may be another than when this was last called."""
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def whose(self, transaction: bytes) -> NodeId | None:
+        """Which peer was asked by this question, if it waits for its answer."""
+        found = self._asked.get(transaction)
+        return found[0] if found else None
 
     def views(self, node: NodeId) -> tuple[View, ...]:
         """All endpoints of a peer."""
@@ -234,9 +245,14 @@ class Checks:
             self._happen(node, endpoint, Event.MOVED, now)
 
     def _drop(self, peer: _Peer, endpoint: Endpoint) -> None:
-        self._asked.pop(peer.paths.pop(endpoint).transaction, None)
+        self._close(peer.paths.pop(endpoint))
         if peer.chosen == endpoint:
             peer.chosen = None
+
+    def _close(self, path: _Path) -> None:
+        for transaction in path.open:
+            self._asked.pop(transaction, None)
+        path.open.clear()
 
     def _path(self, node: NodeId, endpoint: Endpoint) -> _Path | None:
         peer = self._peers.get(node)
@@ -247,50 +263,56 @@ class Checks:
         path.state = _TABLE[path.state][event]
         if event is Event.ANSWERED:
             path.tries = 0
-            self._asked.pop(path.transaction, None)
-            path.transaction = b""
+            self._close(path)
             self._queue(node, endpoint, now + self._patience(node, endpoint, path))
         elif event in {Event.ASKED, Event.MOVED}:
             path.tries = 0
             self._queue(node, endpoint, now)
 
     def _ask(self, node: NodeId, endpoint: Endpoint, path: _Path, transaction: bytes, now: float) -> Probe:
-        if path.transaction:  # the one before was not answered
-            missed = path.tries >= len(_QUICK)
-            path.state = _TABLE[path.state][Event.EXHAUSTED if missed else Event.MISSED]
-        self._asked.pop(path.transaction, None)
-        path.transaction, path.sent = transaction, now
+        if path.open:  # the one before was not answered
+            exhausted = path.tries >= len(_QUICK)
+            path.state = _TABLE[path.state][Event.EXHAUSTED if exhausted else Event.MISSED]
+        while len(path.open) >= len(_QUICK):
+            self._asked.pop(path.open.pop(0), None)
+        path.open.append(transaction)
+        self._asked[transaction] = (node, endpoint, now)
         path.tries += 1
-        self._asked[transaction] = (node, endpoint)
         self._queue(node, endpoint, now + self._patience(node, endpoint, path))
+        peer = self._peers[node]
+        if endpoint == peer.chosen and path.tries == _ALARM:
+            for other in peer.paths:
+                if other != endpoint:
+                    self._happen(node, other, Event.MOVED, now)
         return Probe(node, endpoint, transaction)
 
     def _patience(self, node: NodeId, endpoint: Endpoint, path: _Path) -> float:
         """Seconds until the next question."""
-        if path.transaction and path.state is not State.SILENT and path.tries <= len(_QUICK):
-            return _QUICK[max(path.tries, 1) - 1]
+        if path.open and path.state is not State.SILENT and path.tries <= len(_QUICK):
+            return max(_QUICK[max(path.tries, 1) - 1], 1.5 * (path.rtt or 0.0))
         peer = self._peers[node]
-        works = any(each.state is State.WORKING for each in peer.paths.values())
-        return _SPARE if works and endpoint != peer.chosen and peer.chosen is not None else _SLOW
+        works = peer.chosen is not None and peer.paths[peer.chosen].state is State.WORKING
+        return _SPARE if works and endpoint != peer.chosen else _SLOW
 
     def _queue(self, node: NodeId, endpoint: Endpoint, due: float) -> None:
         path = self._peers[node].paths[endpoint]
         path.due, path.ticket = due, next(self._tickets)
-        quick = path.state in {State.TRYING, State.DOUBTED} or (path.transaction and path.tries <= 1)
+        quick = path.state in {State.TRYING, State.DOUBTED} or (path.open and path.tries == 1)
         heapq.heappush(self._quick if quick else self._slow, (due, path.ticket, node, endpoint))
 
     def _next_free(self, queue: list[tuple[float, int, NodeId, Endpoint]]) -> float:
         return self._free_at if queue is self._quick else self._slow_free_at
 
-    def _decide(self, peer: _Peer, now: float) -> None:
+    def _decide(self, node: NodeId, now: float) -> None:
         """Choose, when there is something to choose; the one in use stays unless another is clearly better."""
+        peer = self._peers[node]
         working = {
             endpoint: path.rtt
             for endpoint, path in peer.paths.items()
             if path.state is State.WORKING and path.rtt is not None
         }
         if not working:
-            peer.decide_at = None
+            self._settle(node, peer)
             return
         # Before anything was chosen, the kernel has the endpoint that looks best from the outside.
         incumbent = peer.chosen or self._prefer.first(peer.known)
@@ -299,8 +321,16 @@ class Checks:
             if undecided is not None and undecided.state in {State.TRYING, State.DOUBTED}:
                 if peer.decide_at is None:
                     peer.decide_at = now + _GRACE
+                    self._undecided.add(node)
                 if now < peer.decide_at:
                     return
             incumbent = None
+        self._settle(node, peer)
+        chosen = self._prefer.best(working, incumbent)
+        if chosen != peer.chosen:
+            peer.chosen = chosen
+            self._changed.add(node)
+
+    def _settle(self, node: NodeId, peer: _Peer) -> None:
         peer.decide_at = None
-        peer.chosen = self._prefer.best(working, incumbent)
+        self._undecided.discard(node)

@@ -1,6 +1,6 @@
-"""What two hosts share without having been given it: the key of their connectivity checks, and what they call each other.
+"""What two hosts share without having been given it: the key of their connectivity checks, and their names in these.
 
-Pure. Both halves come from the WireGuard keys that both have anyway; nobody else, the controller included, can make them.
+Pure. All of it comes from the WireGuard keys that both have anyway; nobody else, the controller included, can make it.
 """
 
 import base64

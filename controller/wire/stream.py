@@ -46,13 +46,17 @@ PROTOCOL = "wardmesh.v1"  # the WebSocket subprotocol; a change that old agents 
 
 
 class HostReport(Message):
-    """What only the host knows. `endpoints`: where WireGuard can be reached, best first, without mesh addresses."""
+    """What only the host knows. `endpoints`: where WireGuard can be reached, best first, without mesh addresses.
+
+    `reflexive`: where STUN servers see WireGuard's port, if that is elsewhere: outside of a NAT.
+    """
 
     agent_version: Annotated[Text, Field(max_length=100)]
     backend: Literal["kernel", "userspace"] = "kernel"
     kernel: Annotated[Text, Field(max_length=200)] = Field(default="", description="release, as `uname -r` prints it")
     public_key: PublicKey
     endpoints: tuple[Endpoint, ...] = ()
+    reflexive: tuple[Endpoint, ...] = ()
     listen_port: Annotated[int, Field(ge=1, le=65535)] = 51820
 
 

@@ -186,6 +186,15 @@ class TestReports:
         assert stored.endpoints == ("192.0.2.7:51821", "10.0.0.5:51820")
         assert stored.behind_nat is True
 
+    async def test_what_stun_says_of_an_address_takes_the_place_of_a_guess(
+        self, controller: Running, host: Host
+    ) -> None:
+        nodes, node_id = controller.context.nodes, host.enrolled.node_id
+        await nodes.report(node_id, report(host, "10.0.0.5:51820", reflexive=("192.0.2.7:40123",)), "192.0.2.7")
+        stored = await nodes.stored(node_id)
+        assert stored.endpoints == ("192.0.2.7:40123", "10.0.0.5:51820")
+        assert stored.behind_nat is True
+
     async def test_a_host_seen_at_an_address_of_its_own_is_not_behind_nat(
         self, controller: Running, host: Host
     ) -> None:

@@ -36,6 +36,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         name = "db-1"
         link = "mesh0"
         listen_port = 4500
+        stun_port = 4501
         mtu = 1280
         table = "mesh"
         backend = "userspace"

@@ -128,7 +128,7 @@ def test_a_peer_with_the_own_address_is_refused() -> None:
 
 def test_the_choice_among_endpoints_is_the_callers() -> None:
     member = replace(PEER, endpoints=("192.0.2.2:1", "[2001:db8::2]:2"))
-    state = desired(netmap(SELF, member), LINK, SELF.public_key, now=NOW, choose=lambda endpoints: endpoints[-1])
+    state = desired(netmap(SELF, member), LINK, SELF.public_key, now=NOW, choose=lambda peer: peer.endpoints[-1])
     assert state.peers[member.public_key].endpoint == Endpoint("2001:db8::2", 2)
 
 

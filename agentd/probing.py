@@ -1,0 +1,335 @@
+"""Finds how peers are reached: the I/O around `paths.checks` and `paths.discovery`, on one UDP socket.
+
+Whatever leaves the socket leaves this host from WireGuard's port, because the nftables table says so. Packets of the
+mesh never pass here; a path is only chosen, and the reconciler gives it to the kernel.
+"""
+
+import asyncio
+import ipaddress
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from controller.wire.base import Endpoint, PublicKey, format_endpoint, split_endpoint
+from controller.wire.netmap import Mesh, Netmap, NodeId, Peer
+from controller.wire.stun import Binding, StunError, decode, encode, is_authentic
+
+from .facts import OwnAddresses
+from .paths.checks import Checks, View
+from .paths.discovery import Discovery, NatKind, ServerView
+from .paths.pair import Pair, pair
+from .paths.prefer import Preference
+
+__all__ = ["ProbeSocket", "Prober", "stun_of"]
+
+log = logging.getLogger("agentd.probing")
+
+_AT_ONCE: Final = 64  # datagrams between two looks at everything else
+_RESOLVE_RETRY: Final = 60.0  # seconds
+# Ports that people give to WireGuard, which must be free when its link is made.
+_WIREGUARD_PORTS: Final = range(51820, 51920)
+# With it a request is no shorter than its answer: nobody can be flooded by our question in his name.
+_SOFTWARE: Final = b"wardmesh agentd     "
+
+
+class ProbeSocket:
+    """One UDP socket for both families, at a port that the kernel chooses. Use as a context manager."""
+
+    def __init__(self, listen_port: int) -> None:
+        self._socket = _bind({listen_port, *_WIREGUARD_PORTS})
+        self.six = self._socket.family == socket.AF_INET6
+
+    def __enter__(self) -> "ProbeSocket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    @property
+    def port(self) -> int:
+        """Its own port, which nobody outside sees."""
+        return int(self._socket.getsockname()[1])
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._socket.fileno()
+
+    def send(self, data: bytes, to: Endpoint) -> None:
+        """Send, if there is a way there: a question without a way is a question without an answer."""
+        address, port = split_endpoint(to)
+        if self.six and ":" not in address:
+            address = f"::ffff:{address}"
+        try:
+            self._socket.sendto(data, (address, port))
+        except OSError as error:
+            log.debug("no way to %s: %s", to, error.strerror)
+
+    def received(self) -> Iterator[tuple[bytes, Endpoint]]:
+        """What has come, with its source."""
+        for _ in range(_AT_ONCE):
+            try:
+                data, source = self._socket.recvfrom(2048)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.debug("the probes' socket: %s", error.strerror)  # an ICMP error about something sent earlier
+                continue
+            address = ipaddress.ip_address(source[0].partition("%")[0])
+            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+                address = address.ipv4_mapped
+            if source[1]:
+                yield data, format_endpoint(str(address), source[1])
+
+
+def _bind(taken: set[int]) -> socket.socket:
+    while True:
+        try:
+            made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            made.bind(("::", 0))
+        except OSError:  # a kernel without IPv6
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            made.bind(("", 0))
+        if made.getsockname()[1] not in taken:
+            return made
+        made.close()
+
+
+@dataclass(slots=True)
+class _Known:
+    """The peers of the map in force that have an agentd, and what is shared with those that were asked already."""
+
+    keys: dict[NodeId, PublicKey] = field(default_factory=dict)
+    pairs: dict[NodeId, tuple[PublicKey, bytes, Pair]] = field(default_factory=dict)
+    names: dict[bytes, NodeId] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Links:
+    private_key: Callable[[], bytes]
+    changed: Callable[[], None]
+    seen: Callable[[], None]
+
+
+class Prober:
+    """Runs the checks of one host, from `run` on; `connect` comes before."""
+
+    def __init__(
+        self,
+        sock: ProbeSocket,
+        own: OwnAddresses,
+        mesh: Mesh,
+        *,
+        stun: tuple[str, int] | None,
+        candidates: Callable[[], tuple[Endpoint, ...]],
+    ) -> None:
+        """`stun`: host name or address and first port of the controller's STUN; None: nobody is asked.
+
+        `candidates`: the endpoints that this host has without any NAT.
+        """
+        self._socket, self._own, self._stun = sock, own, stun
+        self._prefixes = [ipaddress.ip_network(prefix) for prefix in (mesh.prefix4, mesh.prefix6)]
+        self._candidates = candidates
+        self._links: _Links | None = None
+        self._checks, self._discovery, self._known = Checks(Preference(own.chooser)), Discovery(), _Known()
+        self._given: dict[NodeId, Endpoint | None] = {}
+        self._fresh = (os.urandom(12) for _ in itertools.count())
+        self._timer: asyncio.TimerHandle | None = None
+        self._resolve = asyncio.Event()
+        self._in_force = asyncio.Event()
+
+    def connect(
+        self, *, private_key: Callable[[], bytes], changed: Callable[[], None], seen: Callable[[], None]
+    ) -> None:
+        """`private_key` gives WireGuard's, which may be replaced; `changed` is called when peers are to be reached
+        elsewhere than `choose` said, `seen` when this host is seen from elsewhere.
+        """
+        self._links = _Links(private_key, changed, seen)
+
+    # --- what others ask ---
+
+    def choose(self, peer: Peer) -> Endpoint | None:
+        """Where to look for a peer: the path that was found to be best, before any was the best by its looks."""
+        found = self._checks.chosen(peer.id) or self._own.choose(peer.endpoints)
+        self._given[peer.id] = found
+        return found
+
+    @property
+    def reflexive(self) -> tuple[Endpoint, ...]:
+        """Where this host is seen from outside, if that is none of its own endpoints."""
+        return tuple(endpoint for endpoint in self._discovery.reflexive if self._is_outside(endpoint))
+
+    @property
+    def nat(self) -> NatKind:
+        """What is between this host and the controller."""
+        return self._discovery.nat
+
+    @property
+    def servers(self) -> tuple[ServerView, ...]:
+        """Who is asked from where this host is seen."""
+        return self._discovery.views
+
+    def paths(self, node: NodeId) -> tuple[View, ...]:
+        """What is known of the ways to a peer."""
+        return self._checks.views(node)
+
+    # --- what others tell ---
+
+    def adopt(self, netmap: Netmap) -> None:
+        """This map is in force, and with it the table without which nothing leaves from WireGuard's port."""
+        self._in_force.set()
+        peers = {
+            peer.id: tuple(endpoint for endpoint in peer.endpoints if self._is_outside(endpoint))
+            for peer in netmap.peers.values()
+            if peer.kind == "agent"
+        }
+        known = self._known
+        known.keys = {node: netmap.peers[node].public_key for node in peers}
+        for node in [node for node in known.pairs if node not in peers]:
+            del known.names[known.pairs.pop(node)[2].theirs]
+        self._given = {node: given for node, given in self._given.items() if node in netmap.peers}
+        self._checks.meet(peers, self._now)
+        self._schedule()
+
+    def moved(self) -> None:
+        """This host's own addresses are others now."""
+        self._checks.moved(Preference(self._own.chooser), self._now)
+        self._resolve.set()
+        self._schedule()
+
+    async def run(self) -> None:
+        """Ask and answer until cancelled."""
+        loop = asyncio.get_running_loop()
+        await self._in_force.wait()
+        loop.add_reader(self._socket.fileno(), self._readable)
+        try:
+            while True:
+                found = await self._find_servers()
+                self._resolve.clear()
+                self._discovery.ask_all(found, self._candidates(), self._now)
+                self._schedule()
+                try:
+                    async with asyncio.timeout(None if found or self._stun is None else _RESOLVE_RETRY):
+                        await self._resolve.wait()
+                except TimeoutError:
+                    pass  # the name may be known by now
+        finally:
+            loop.remove_reader(self._socket.fileno())
+            if self._timer is not None:
+                self._timer.cancel()
+
+    # --- how ---
+
+    @property
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _is_outside(self, endpoint: Endpoint) -> bool:
+        """False for what is inside the mesh: a way to a peer that is in the tunnel to it is none."""
+        address = ipaddress.ip_address(split_endpoint(endpoint)[0])
+        return not any(address.version == prefix.version and address in prefix for prefix in self._prefixes)
+
+    async def _find_servers(self) -> list[Endpoint]:
+        if self._stun is None:
+            return []
+        host, port = self._stun
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+        except OSError as error:
+            log.info("%s has no address now, so STUN has to wait: %s", host, error)
+            return []
+        first: dict[int, str] = {}
+        for family, *_, address in found:
+            first.setdefault(family, str(address[0]).partition("%")[0])
+        return [format_endpoint(address, port + offset) for address in first.values() for offset in (0, 1)]
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = [at for at in (self._checks.wake_at(), self._discovery.wake_at()) if at is not None]
+        if times:
+            self._timer = asyncio.get_running_loop().call_at(min(times), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._now
+        before = self.reflexive
+        for question in self._discovery.due(self._fresh, now):
+            request = Binding("request", question.transaction, software=_SOFTWARE)
+            self._socket.send(encode(request), question.server)
+        for probe in self._checks.due(self._fresh, now):
+            shared = self._pair(probe.peer)
+            if shared is not None:
+                request = Binding("request", probe.transaction, username=shared.ours)
+                self._socket.send(encode(request, shared.key), probe.endpoint)
+        self._notice(before)
+        self._schedule()
+
+    def _readable(self) -> None:
+        before = self.reflexive
+        for data, source in self._socket.received():
+            try:
+                message = decode(data)
+            except StunError:
+                continue  # anybody may send anything
+            if not self._is_outside(source):
+                continue
+            if message.kind == "request":
+                self._asked(data, message, source)
+            elif not self._discovery.answered(message.transaction, source, message.mapped, self._now):
+                self._answered(data, message, source)
+        self._notice(before)
+        self._schedule()
+
+    def _asked(self, data: bytes, message: Binding, source: Endpoint) -> None:
+        node = self._known.names.get(message.username or b"")
+        shared = self._pair(node) if node is not None else None
+        if node is None or shared is None or shared.theirs != message.username:
+            return
+        if is_authentic(data, message, shared.key):
+            self._socket.send(encode(Binding("answer", message.transaction, mapped=source), shared.key), source)
+            self._checks.asked(node, source, self._now)
+
+    def _answered(self, data: bytes, message: Binding, source: Endpoint) -> None:
+        node = self._checks.whose(message.transaction)
+        shared = self._pair(node) if node is not None else None
+        if shared is not None and is_authentic(data, message, shared.key):
+            self._checks.answered(message.transaction, source, self._now)
+
+    def _pair(self, node: NodeId) -> Pair | None:
+        """What is shared with a peer, made when it is first asked: thousands at once would take seconds."""
+        public = self._known.keys.get(node)
+        if public is None or self._links is None:
+            return None
+        private = self._links.private_key()
+        made = self._known.pairs.get(node)
+        if made is not None and made[:2] == (public, private):
+            return made[2]
+        if made is not None:
+            self._known.names.pop(made[2].theirs, None)
+        shared = pair(private, public)
+        self._known.pairs[node] = (public, private, shared)
+        self._known.names[shared.theirs] = node
+        return shared
+
+    def _notice(self, before: Iterable[Endpoint]) -> None:
+        """Tell those who want to know, when something that they were told is different."""
+        if self.reflexive != before:
+            log.info("this host is seen from elsewhere", extra={"endpoints": " ".join(self.reflexive) or "its own"})
+            if self._links is not None:
+                self._links.seen()
+        moved = [node for node in self._checks.take_changed() if self._given.get(node) != self._checks.chosen(node)]
+        if self._links is not None and any(self._checks.chosen(node) is not None for node in moved):
+            self._links.changed()
+
+
+def stun_of(url: str, port: int | Literal[False]) -> tuple[str, int] | None:
+    """The controller's STUN by its URL; None when it is not to be asked."""
+    host = urlsplit(url).hostname
+    return (host, int(port)) if host and port is not False else None

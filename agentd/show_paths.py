@@ -1,0 +1,76 @@
+"""What people see of paths: `agentd paths` and `agentd netcheck`. Asks nothing, decides nothing."""
+
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .local_api import Netcheck, Paths, PathStatus, PeerPaths
+
+__all__ = ["netcheck", "paths"]
+
+_NAT: Final = {
+    "none": "none: this host is seen at its own address",
+    "endpoint-independent": "endpoint-independent: every peer reaches the same endpoint",
+    "endpoint-dependent": "endpoint-dependent: each destination sees another port, so that few peers reach this host",
+    "unknown": "unknown: too few answers",
+}
+_UDP: Final = {
+    "works": "works",
+    "no answer": "no answer from the controller: is UDP to it blocked, or its STUN off?",
+    "not asked": "the controller was not asked (yet)",
+}
+
+
+def paths(answer: Paths) -> None:
+    """A line for each endpoint of each peer, or a sentence."""
+    console = Console(highlight=False)
+    if not answer.peers:
+        console.print("no peers: policy lets this host talk to nobody")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("peer", "endpoint", "state"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("round trip", justify="right")
+    for peer in answer.peers:
+        for number, row in enumerate(_rows(peer)):
+            table.add_row(peer.name if number == 0 else "", *row)
+    console.print(table)
+
+
+def _rows(peer: PeerPaths) -> list[tuple[str, str, str]]:
+    if not peer.paths:
+        return [(peer.endpoint or "-", "not checked", "-")]
+    rows = [(path.endpoint, _state(peer, path), _milliseconds(path.rtt)) for path in peer.paths]
+    if peer.endpoint is not None and peer.endpoint not in {path.endpoint for path in peer.paths}:
+        rows.append((peer.endpoint, "in use, as WireGuard heard it", "-"))
+    return rows
+
+
+def _state(peer: PeerPaths, path: PathStatus) -> str:
+    words: list[str] = [path.state]
+    words += ["chosen"] if path.chosen else []
+    words += ["in use"] if path.endpoint == peer.endpoint else []
+    words += ["learned"] if path.learned else []
+    return ", ".join(words)
+
+
+def netcheck(answer: Netcheck) -> None:
+    """Facts, one a line."""
+    console = Console(highlight=False)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("NAT", _NAT[answer.nat])
+    table.add_row("UDP", _UDP[answer.udp])
+    table.add_row("seen at", " ".join(answer.reflexive) or "its own endpoints, or not known")
+    table.add_row("own endpoints", " ".join(answer.candidates) or "-")
+    for server in answer.servers:
+        said = f"sees {server.mapped} in {_milliseconds(server.rtt)}" if server.mapped else "does not answer"
+        table.add_row("STUN", f"{server.server} {said}")
+    console.print(table)
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
