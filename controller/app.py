@@ -22,7 +22,7 @@ from controller.api import (
     stream,
     tokens,
 )
-from controller.api.limits import BodyLimit
+from controller.api.limits import BodyLimit, ClientRate
 from controller.api.strict import only_known_parameters
 from controller.context import Context, context
 from controller.identity.proxy import ProxiedClients
@@ -59,5 +59,5 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     api.include_router(stream.router, prefix=PREFIX)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
-    limited = RequestLog(BodyLimit(RequestMeter(api, ctx.metrics)))
+    limited = RequestLog(ClientRate(BodyLimit(RequestMeter(api, ctx.metrics)), ctx.limits.requests))
     return ProxiedClients(limited, proxies=proxies, authority=ctx.authority, mesh_id=ctx.mesh.id, now=ctx.now)

@@ -4,11 +4,11 @@ Apart from `app` so that routers need not import it.
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from starlette.requests import HTTPConnection
 
 from controller.asking import Questions
-from controller.attempts import FailedAttempts
 from controller.calls import CallBook
 from controller.clock import Clock
 from controller.denials import DenialBook
@@ -23,14 +23,39 @@ from controller.nodes import Nodes
 from controller.owners import Owners
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
+from controller.rates import Rate
 from controller.replicas import Replicas
 from controller.services import Services
+from controller.settings import Settings
 from controller.store.store import Store
 from controller.tls import Trust
 from controller.tokens import Tokens
 from controller.wire.netmap import Mesh
 
-__all__ = ["Context", "context"]
+__all__ = ["Context", "Limits", "context"]
+
+
+# A script with an old token is told so often enough, and a guesser nothing more: 20 at once, then one a minute.
+_FAILURES: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How often what may happen: requests and failed logins by client, joins by enrolment key, streams by node."""
+
+    requests: Rate
+    joins: Rate
+    streams: Rate
+    failures: Rate = field(default_factory=lambda: Rate(1 / 60, _FAILURES))
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Limits":
+        """As the operator chose them. Ten seconds' worth may come at once; of streams, half a minute's."""
+        return cls(
+            requests=Rate(settings.client_rate, 10 * settings.client_rate),
+            joins=Rate(settings.key_rate, 10 * settings.key_rate),
+            streams=Rate(settings.stream_rate / 60, max(settings.stream_rate // 2, 1)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +81,8 @@ class Context:
     drifts: Drifts
     calls: CallBook
     questions: Questions
+    limits: Limits
     denials: DenialBook = field(default_factory=DenialBook)
-    failed: FailedAttempts = field(default_factory=FailedAttempts)
     metrics: Metrics = field(default_factory=Metrics)
 
 

@@ -112,6 +112,11 @@ def serve(
     grant_days: Annotated[
         int, typer.Option(min=1, max=366, help="How many days a temporary grant may last, from now.")
     ] = 30,
+    client_rate: Annotated[
+        int, typer.Option(min=0, help="Requests a second from one client address, IPv6 by /64; 0: no limit.")
+    ] = 200,
+    key_rate: Annotated[int, typer.Option(min=0, help="Joins a second by one enrolment key; 0: no limit.")] = 50,
+    stream_rate: Annotated[int, typer.Option(min=0, help="Streams a minute that one node may open; 0: no limit.")] = 60,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Serve the REST API and the agents' stream until SIGTERM or Ctrl-C.
@@ -149,6 +154,9 @@ def serve(
             ephemeral_after=timedelta(seconds=ephemeral_after),
             calls_kept=timedelta(days=keep_calls),
             grant_longest=timedelta(days=grant_days),
+            client_rate=client_rate,
+            key_rate=key_rate,
+            stream_rate=stream_rate,
         )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

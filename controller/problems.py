@@ -18,6 +18,7 @@ class Kind(Enum):
     CERTIFICATE_REQUIRED = ("certificate-required", 401, "No valid node certificate")
     FORBIDDEN = ("forbidden", 403, "The token's role does not allow this")
     TOO_MANY_FAILURES = ("too-many-failures", 429, "Too many attempts with a wrong token")
+    TOO_MANY_REQUESTS = ("too-many-requests", 429, "Too many requests")
     # What was sent
     BAD_REQUEST = ("bad-request", 400, "The request cannot be read")
     INVALID = ("invalid", 422, "The request does not fit its schema")

@@ -22,7 +22,7 @@ from controller.asking import Questions
 from controller.bootstrap import Foundation, lay, open_store
 from controller.calls import CallBook
 from controller.clock import Clock, utc_now
-from controller.context import Context
+from controller.context import Context, Limits
 from controller.drifts import Drifts
 from controller.enrolment import Enrolment
 from controller.grants import Grants
@@ -145,6 +145,7 @@ async def _wire(settings: Settings, foundation: Foundation, replicas: Replicas, 
         drifts=Drifts(store),
         calls=CallBook(store, hub.services, settings.calls_kept, now),
         questions=Questions(hub),
+        limits=Limits.of(settings),
     )
 
 

@@ -65,6 +65,9 @@ class Settings:
     ephemeral_after: timedelta = timedelta(minutes=30)
     calls_kept: timedelta = timedelta(days=30)
     grant_longest: timedelta = timedelta(days=30)
+    client_rate: int = 200  # requests a second of one client address; 0 is no limit, as for the two below
+    key_rate: int = 50  # joins a second by one enrolment key
+    stream_rate: int = 60  # streams a minute that one node opens
 
     def __post_init__(self) -> None:
         """Refuse what cannot work together. Raises SettingsError."""

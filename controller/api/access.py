@@ -9,6 +9,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from controller.context import Context, context
 from controller.identity import peer_certificate
 from controller.problems import Kind, Refused
+from controller.rates import client_key
 from controller.tokens import Principal
 from controller.wire.netmap import NodeId
 
@@ -31,14 +32,14 @@ async def _reader(
     if sent is None:
         raise Refused(Kind.UNAUTHENTICATED, "send `Authorization: Bearer wma_…`")
     client = request.client.host if request.client is not None else ""
-    wait = ctx.failed.wait(client, time.monotonic())
+    wait = ctx.limits.failures.wait(client_key(client), time.monotonic())
     if wait:
         detail = f"too many requests from {client} had a wrong token: try again in {wait} s, with one that holds"
         raise Refused(Kind.TOO_MANY_FAILURES, detail, retry_after=wait)
     try:
         principal = await ctx.tokens.authenticate(sent.credentials)
     except Refused:
-        ctx.failed.failed(client, time.monotonic())
+        ctx.limits.failures.take(client_key(client), time.monotonic())
         raise
     request.state.actor = principal.actor
     return principal

@@ -1,5 +1,7 @@
 """/enrolment-keys, /enrol and /renew."""
 
+import hashlib
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Path, Response
@@ -8,7 +10,7 @@ from controller.api.access import ACCESS, Admin, Ctx, Member, Reader
 from controller.api.editing import ONCE, MaybeOnce, only_once
 from controller.api.errors import problems
 from controller.api.paging import PAGING, Cursor, Limit, by_age, page
-from controller.problems import Kind
+from controller.problems import Kind, Refused
 from controller.wire.enrol import EnrolRequest, EnrolResponse, RenewRequest, RenewResponse
 from controller.wire.rest import EnrolmentKey, EnrolmentKeyCreate, EnrolmentKeyCreated, Page
 
@@ -103,6 +105,10 @@ async def revoke_key(ctx: Ctx, admin: Admin, key_id: KeyId) -> None:
 )
 async def enrol(ctx: Ctx, wanted: EnrolRequest) -> EnrolResponse:
     """POST /enrol."""
+    wait = ctx.limits.joins.take(hashlib.sha256(wanted.key.encode()).hexdigest(), time.monotonic())
+    if wait:
+        detail = f"too many hosts join with this enrolment key at once: try again in {wait} s"
+        raise Refused(Kind.TOO_MANY_REQUESTS, detail, retry_after=wait)
     return await ctx.enrolment.enrol(wanted)
 
 

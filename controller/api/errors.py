@@ -52,7 +52,9 @@ def problem_response(
 
 def problems(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
     """`responses=` of a route: the problems it can answer with, each with an example."""
-    ordered = sorted({*kinds, Kind.INVALID, Kind.INTERNAL, Kind.UNAVAILABLE}, key=lambda kind: kind.status)
+    ordered = sorted(
+        {*kinds, Kind.TOO_MANY_REQUESTS, Kind.INVALID, Kind.INTERNAL, Kind.UNAVAILABLE}, key=lambda kind: kind.status
+    )
     return {
         status: {
             "description": "; ".join(kind.title for kind in group),

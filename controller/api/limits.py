@@ -1,5 +1,9 @@
-"""The largest body that a request may have: enforced while it arrives, whatever its headers claim."""
+"""What a request may cost: how many a client may send, and how large a body may be.
 
+A body is counted while it arrives, whatever its headers claim.
+"""
+
+import time
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -8,8 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.api.errors import problem_response
 from controller.problems import Kind
+from controller.rates import Rate, client_key
 
-__all__ = ["BodyLimit"]
+__all__ = ["BodyLimit", "ClientRate"]
 
 # A policy document may have 4 MiB of text, which JSON escapes can make longer; everything else is small.
 POLICY_PATHS: Final = ("/api/v1/policy",)
@@ -48,3 +53,23 @@ class BodyLimit:
             return message
 
         await self._app(scope, counting, send)
+
+
+class ClientRate:
+    """ASGI middleware: 429 for a client that sends too many requests. Streams are counted by node, where they open."""
+
+    def __init__(self, app: ASGIApp, rate: Rate) -> None:
+        self._app = app
+        self._rate = rate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it before anything of it is read."""
+        if scope["type"] == "http":
+            client = (scope.get("client") or ("",))[0]
+            wait = self._rate.take(client_key(client), time.monotonic())
+            if wait:
+                detail = f"too many requests from {client or 'this client'}: try again in {wait} s"
+                response = problem_response(Kind.TOO_MANY_REQUESTS, detail, headers={"retry-after": str(wait)})
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

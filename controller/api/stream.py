@@ -9,6 +9,7 @@ Liveness is the server's WebSocket ping; a stream that does not answer is closed
 
 import asyncio
 import logging
+import time
 from typing import Final
 
 from fastapi import APIRouter
@@ -63,6 +64,8 @@ async def stream(websocket: WebSocket) -> None:
     """One agent, from its handshake to its Bye."""
     node_id = peer_certificate.node_id(websocket.scope)
     refusal = _refusal(websocket, node_id)
+    if refusal is None and node_id is not None:
+        refusal = _too_many(node_id, context(websocket))
     if refusal is not None or node_id is None:
         await websocket.send_denial_response(refusal or Response(status_code=401))
         return
@@ -86,6 +89,14 @@ def _refusal(websocket: WebSocket, node_id: NodeId | None) -> Response | None:
             Kind.BAD_REQUEST, f"this controller speaks the subprotocol {PROTOCOL}: use an agentd that offers it"
         )
     return None
+
+
+def _too_many(node_id: NodeId, ctx: Context) -> Response | None:
+    wait = ctx.limits.streams.take(node_id, time.monotonic())
+    if not wait:
+        return None
+    detail = f"node {node_id} opens too many streams: try again in {wait} s"
+    return problem_response(Kind.TOO_MANY_REQUESTS, detail, headers={"retry-after": str(wait)})
 
 
 class _Session:
