@@ -49,13 +49,16 @@ class Host:
 
     def tls(self, controller: Running, directory: Path) -> ssl.SSLContext:
         """A context that presents the node's certificate."""
+        return self.presenting(trust(controller), directory)
+
+    def presenting(self, context: ssl.SSLContext, directory: Path) -> ssl.SSLContext:
+        """The same context, that presents the node's certificate."""
         assert self.enrolled is not None
         path = directory / f"{self.name}.pem"
         key = self.identity.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
         path.write_bytes(self.enrolled.certificate.encode() + key)
-        context = trust(controller)
         context.load_cert_chain(path)
         return context
 
