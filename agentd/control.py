@@ -52,7 +52,7 @@ from .netmap import SavedMap, denied
 from .records import RecordsPost
 from .renew import due, renew
 from .session import Event, Phase, Session, step
-from .state import CA, CERTIFICATE, CONTROLLERS, IDENTITY_KEY, NodeFile, StateDir
+from .state import CERTIFICATE, CONTROLLERS, IDENTITY_KEY, NodeFile, StateDir
 
 __all__ = ["Control"]
 
@@ -435,11 +435,17 @@ class Control:
 
     def _tls(self) -> ssl.SSLContext:
         """TLS with the node's certificate. Raises AgentError."""
-        ca, certificate, key = (self._state.read(name) for name in (CA, CERTIFICATE, IDENTITY_KEY))
+        ca, certificate, key = self._state.ca(), self._state.read(CERTIFICATE), self._state.read(IDENTITY_KEY)
         if ca is None or certificate is None or key is None:
             raise StateError(f"{self._state.path} has lost its identity: run `agentd leave --force` and join again")
-        context = trusting(None if self._node.trust == "system" else ca.decode())
-        return with_client_certificate(context, certificate, key)
+        context = trusting(None if self._node.trust == "system" else ca)
+        try:
+            return with_client_certificate(context, certificate, key)
+        except ssl.SSLError as error:
+            raise StateError(
+                f"{self._state.path / CERTIFICATE} or {IDENTITY_KEY} beside it is damaged ({error.reason or error}): "
+                "restore both from a backup, or run `agentd leave --force` and join again"
+            ) from error
 
     def _renewal_due(self) -> datetime:
         """When to renew; at once when the certificate cannot be read, because renewing says why."""

@@ -156,7 +156,7 @@ def _settle(
     try:
         state.write(CA, (ca or answer.ca).encode())
         state.write(CERTIFICATE, answer.certificate.encode())
-        state.write(NODE, node.model_dump_json(indent=2).encode() + b"\n")
+        state.write_node(node)
     except StateError:
         # A removal that fails must not hide why writing failed.
         with suppress(StateError):

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from controller.wire.enrol import RenewRequest, RenewResponse
 
@@ -31,13 +32,13 @@ def due(certificate: x509.Certificate) -> datetime:
 
 def renew(state: StateDir, node: NodeFile) -> x509.Certificate:
     """Fetch the next certificate and put it into the state directory. Raises ControllerError, StateError."""
-    identity, old, ca = state.identity_key(), state.read(CERTIFICATE), state.read(CA)
+    identity, old, ca = state.identity_key(), state.certificate(), state.ca()
     if identity is None or old is None or ca is None:
         raise ControllerError(
             f"{state.path} has lost its identity: run `agentd leave --force` and join again", final=True
         )
-    request = RenewRequest(certificate=old.decode(), csr=identity.request(node.node_id))
-    context = trusting(None if node.trust == "system" else ca.decode())
+    request = RenewRequest(certificate=old.public_bytes(Encoding.PEM).decode(), csr=identity.request(node.node_id))
+    context = trusting(None if node.trust == "system" else ca)
     answer = Controller(node.url, context).post("/api/v1/renew", request, RenewResponse)
     try:
         certificate = x509.load_pem_x509_certificate(answer.certificate.encode())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from pydantic import ValidationError
 
 from controller.wire.base import Address, Message, NodeName
@@ -22,6 +23,7 @@ from controller.wire.stream import Controllers
 
 from .errors import StateError
 from .keys import IdentityKey, KeyDamagedError, WireguardKey
+from .seal import BrokenSealError, seal, seal_json, unseal, unseal_json
 
 __all__ = [
     "CA",
@@ -44,6 +46,8 @@ NETMAP: Final = "netmap.json"
 CONTROLLERS: Final = "controllers.json"
 _LOCK: Final = "lock"
 _RESERVE: Final = "reserve"
+_PEM: Final = serialization.Encoding.PEM
+_SEALED: Final = {WIREGUARD_KEY, IDENTITY_KEY, CERTIFICATE, CA}
 _FILES: Final = (NODE, NETMAP, CONTROLLERS, CERTIFICATE, CA, WIREGUARD_KEY, IDENTITY_KEY, _RESERVE, _LOCK)
 
 
@@ -108,17 +112,22 @@ class StateDir:
             os.close(descriptor)
 
     def read(self, name: str) -> bytes | None:
-        """The file's content, None when there is none. Raises StateError."""
+        """The file's content, None when there is none. Raises StateError, also when its checksum does not match."""
         path = self.path / name
         try:
-            return path.read_bytes()
+            content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise _refusal(path, "read", error) from error
+        try:
+            return unseal(content) if name in _SEALED else content
+        except BrokenSealError as error:
+            raise _damaged(path, str(error)) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Replace the file as a whole: after a power cut there is the old content or the new. Raises StateError."""
+        content = seal(content) if name in _SEALED else content
         temporary, path = self.path / f".{name}.tmp", self.path / name
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -205,9 +214,15 @@ class StateDir:
         if content is None:
             return None
         try:
-            return NodeFile.model_validate_json(content)
+            return NodeFile.model_validate_json(unseal_json(content))
         except ValidationError as error:
             raise _damaged(self.path / NODE, error.errors()[0]["msg"]) from error
+        except BrokenSealError as error:
+            raise _damaged(self.path / NODE, str(error)) from error
+
+    def write_node(self, node: NodeFile) -> None:
+        """From now on this host is this node. Raises StateError."""
+        self.write(NODE, seal_json(node.model_dump_json().encode()))
 
     def controllers(self) -> tuple[str, ...]:
         """The mesh's controllers as they were last told; none when they never were, or the file is damaged: then the
@@ -241,6 +256,17 @@ class StateDir:
             return None if content is None else x509.load_pem_x509_certificate(content)
         except ValueError as error:
             raise _damaged(self.path / CERTIFICATE, "not a PEM certificate") from error
+
+    def ca(self) -> str | None:
+        """The certificate that the controller's is checked against (PEM), None when there is none.
+
+        Raises StateError when it is damaged.
+        """
+        content = self.read(CA)
+        try:
+            return None if content is None else x509.load_pem_x509_certificate(content).public_bytes(_PEM).decode()
+        except ValueError as error:
+            raise _damaged(self.path / CA, "not a PEM certificate") from error
 
     def _own(self, descriptor: int) -> None:
         # `agentd join` is run by root, the daemon by the user that owns the directory: both must be able to read.

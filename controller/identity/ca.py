@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -95,8 +95,11 @@ class CertificateAuthority:
     def load(cls, certificate: bytes, key: bytes) -> "CertificateAuthority":
         """Read what `pem` and `key_pem` wrote. Raises ValueError."""
         loaded = x509.load_pem_x509_certificate(certificate)
-        private = serialization.load_pem_private_key(key, password=None)
-        if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != loaded.public_key():
+        try:
+            private, public = serialization.load_pem_private_key(key, password=None), loaded.public_key()
+        except UnsupportedAlgorithm as error:  # a flipped bit names another curve
+            raise ValueError(str(error)) from error
+        if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != public:
             raise ValueError("the CA's key does not belong to its certificate")
         return cls(loaded, private)
 
