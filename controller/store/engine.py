@@ -3,18 +3,19 @@
 Everything that differs between SQLite and PostgreSQL is here; the tables' modules know neither.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, event, func, make_url, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from controller.problems import Kind, Refused
 
-__all__ = ["Engines", "StoreError", "check_whole", "lock_recorders", "lock_writers", "translated"]
+__all__ = ["Engines", "StoreError", "check_whole", "lock_recorders", "lock_writers", "session_on", "translated"]
 
 # Any constant will do, as long as all controllers use the same (it spells "wardmesh").
 WRITER_LOCK: Final = 0x77617264_6D657368
@@ -22,6 +23,16 @@ LEAD_LOCK: Final = WRITER_LOCK + 1  # held by the controller that decides for al
 RECORDER_LOCK: Final = WRITER_LOCK + 2
 # SQLSTATE class 22, such as a NUL character in an id: PostgreSQL cannot even compare text with it.
 _DATA_EXCEPTION: Final = "22"
+# Seconds for PostgreSQL to accept a connection, or to answer one statement, before it counts as away: a partition
+# closes no connection, and whoever waits holds up the writers behind it.
+_ANSWER_WITHIN: Final = 10.0
+# What PostgreSQL does about us when it is us who vanish: a transaction that nobody goes on with holds every writer up.
+_IF_WE_VANISH: Final = {
+    "idle_in_transaction_session_timeout": "30s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
 _DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
 
@@ -39,7 +50,19 @@ def translated(url: URL) -> Iterator[None]:
             raise Refused(Kind.INVALID, f"a value cannot be kept in the database: {error.orig}") from error
         raise StoreError(f"the database {url.render_as_string()} refused: {error.orig}") from error
     except (OSError, TimeoutError) as error:
-        raise StoreError(f"the database {url.render_as_string()} cannot be reached: {error}") from error
+        reason = str(error) or f"it did not answer within {_ANSWER_WITHIN:g} s"
+        raise StoreError(f"the database {url.render_as_string()} cannot be reached: {reason}") from error
+
+
+@asynccontextmanager
+async def session_on(engine: AsyncEngine, *, expire_on_commit: bool = True) -> AsyncIterator[AsyncSession]:
+    """A session whose connection is dropped when the database did not answer: a rollback would wait for it again."""
+    async with AsyncSession(engine, expire_on_commit=expire_on_commit) as session:
+        try:
+            yield session
+        except TimeoutError:
+            await session.invalidate()
+            raise
 
 
 def parse_url(text_: str) -> URL:
@@ -79,11 +102,20 @@ class Engines:
 
     def _postgresql(self) -> tuple[AsyncEngine, AsyncEngine]:
         snapshot = {"default_transaction_read_only": "on", "default_transaction_isolation": "repeatable read"}
+        patience = {"timeout": _ANSWER_WITHIN, "command_timeout": _ANSWER_WITHIN}
+        ours = {"application_name": "wardmesh", **_IF_WE_VANISH}
         read = create_async_engine(
-            self.url, pool_pre_ping=True, connect_args={"server_settings": {**snapshot, "application_name": "wardmesh"}}
+            self.url, pool_pre_ping=True, connect_args={**patience, "server_settings": {**ours, **snapshot}}
         )
-        write = create_async_engine(self.url, pool_pre_ping=True, pool_size=4)
+        write = create_async_engine(
+            self.url, pool_pre_ping=True, pool_size=4, connect_args={**patience, "server_settings": ours}
+        )
         return read, write
+
+    @property
+    def patient(self) -> AsyncEngine:
+        """Writes, and waits for each statement as long as it takes: for the few that may rewrite a whole table."""
+        return self.write if self.sqlite else create_async_engine(self.url, poolclass=NullPool)
 
     async def dispose(self) -> None:
         """Close every connection."""

@@ -29,7 +29,7 @@ def migrations_path() -> Path:
 async def migrate(engines: Engines) -> tuple[str | None, str]:
     """Upgrade to the newest schema in one transaction; return the versions before and after. Raises StoreError."""
     with translated(engines.url):
-        async with engines.write.begin() as connection:
+        async with engines.patient.begin() as connection:
             await lock_writers(connection, sqlite=engines.sqlite)
             return await connection.run_sync(_upgrade)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Container, Coroutine, Itera
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import delete, select
@@ -26,7 +26,7 @@ from controller.store import ledger
 from controller.store.addresses import AddressTable
 from controller.store.calls import CallTable, append_calls, delete_calls
 from controller.store.credentials import KeyTable, TokenTable
-from controller.store.engine import Engines, StoreError, lock_recorders, lock_writers, translated
+from controller.store.engine import Engines, StoreError, lock_recorders, lock_writers, session_on, translated
 from controller.store.grants import GrantTable
 from controller.store.ledger import Ledger, PolicyTable
 from controller.store.models import MeshRow, ResponseRow
@@ -39,6 +39,7 @@ from controller.wire.netmap import Mesh, NodeId
 __all__ = ["Entry", "Mutation", "Reading", "Seen", "Store", "StoreError"]
 
 _log = logging.getLogger(__name__)
+_TURN_WITHIN: Final = 30.0  # seconds
 T = TypeVar("T")
 Seen = tuple[NodeId, datetime, str | None, str | None]  # node, when, agent version, backend
 
@@ -141,7 +142,7 @@ class Store:
     async def load_mesh(self) -> tuple[Mesh, str] | None:
         """The mesh's facts and its CA's SHA-256; None when the database has no mesh yet."""
         with translated(self._engines.url):
-            async with AsyncSession(self._engines.read) as session:
+            async with session_on(self._engines.read) as session:
                 row = await session.scalar(select(MeshRow))
         if row is None:
             return None
@@ -166,7 +167,7 @@ class Store:
     async def read(self) -> AsyncIterator[Reading]:
         """The tables as they are at one moment, read-only. Raises StoreError."""
         with translated(self._engines.url):
-            async with AsyncSession(self._engines.read) as session:
+            async with session_on(self._engines.read) as session:
                 yield Reading(Unit(session, self._plan))
 
     @asynccontextmanager
@@ -178,7 +179,7 @@ class Store:
         `once` makes a repeated request raise Replay with the first answer. Raises StoreError.
         """
         with translated(self._engines.url):
-            async with self._writer, AsyncSession(self._engines.write, expire_on_commit=False) as session:
+            async with self._turn(), session_on(self._engines.write, expire_on_commit=False) as session:
                 await lock_writers(session, sqlite=self._engines.sqlite)
                 if once is not None:
                     await _refuse_repetition(session, once)
@@ -194,7 +195,7 @@ class Store:
     async def note_presence(self, seen: Iterable[Seen]) -> None:
         """Remember when nodes were last seen. Not a mutation: it changes nothing that a host or an admin decided."""
         with translated(self._engines.url):
-            async with self._writer, AsyncSession(self._engines.write) as session:
+            async with self._turn(), session_on(self._engines.write) as session:
                 await lock_writers(session, sqlite=self._engines.sqlite)
                 await write_presence(session, list(seen))
                 await session.commit()
@@ -218,12 +219,25 @@ class Store:
             return await delete_calls(session, before, most)
 
     @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """This process's next write. Raises StoreError when those before it take too long."""
+        try:
+            async with asyncio.timeout(_TURN_WITHIN):
+                await self._writer.acquire()
+        except TimeoutError as error:
+            raise StoreError(f"writes before this one have waited {_TURN_WITHIN:g} s for the database") from error
+        try:
+            yield
+        finally:
+            self._writer.release()
+
+    @asynccontextmanager
     async def _recording(self) -> AsyncIterator[AsyncSession]:
         with translated(self._engines.url):
             async with self._recorder, AsyncExitStack() as stack:
                 if self._engines.sqlite:
-                    await stack.enter_async_context(self._writer)
-                session = await stack.enter_async_context(AsyncSession(self._engines.write))
+                    await stack.enter_async_context(self._turn())
+                session = await stack.enter_async_context(session_on(self._engines.write))
                 await lock_recorders(session, sqlite=self._engines.sqlite)
                 yield session
                 await session.commit()

@@ -54,7 +54,8 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
         programs = postgresql_bin()
         if programs is None:
             raise SystemExit("PostgreSQL is not installed: tests/setup control installs it")
-        with postgresql_cluster(programs) as server:
+        with postgresql_cluster(programs) as cluster:
+            server = str(cluster.home)
             asyncio.run(create_database(server))
             fleet(bench, options, "postgresql", f"postgresql://wardmesh@/fleet?host={server}")
 

@@ -28,16 +28,16 @@ def postgresql() -> Iterator[Callable[[], AbstractAsyncContextManager[str]]]:
     programs = postgresql_bin()
     if programs is None:
         pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
-    with postgresql_cluster(programs) as socket_directory:
+    with postgresql_cluster(programs) as cluster:
         numbers = itertools.count()
 
         @asynccontextmanager
         async def database() -> AsyncIterator[str]:
             name = f"test{next(numbers)}"
-            admin = await asyncpg.connect(host=socket_directory, user="wardmesh", database="postgres")
+            admin = await asyncpg.connect(host=str(cluster.home), user="wardmesh", database="postgres")
             try:
                 await admin.execute(f"CREATE DATABASE {name}")
-                yield f"postgresql://wardmesh@/{name}?host={socket_directory}"
+                yield f"postgresql://wardmesh@/{name}?host={cluster.home}"
                 await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
             finally:
                 await admin.close()

@@ -3,11 +3,14 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.lab import eventually
 
 SERVER_USER = "postgres"  # made by Debian's package; the server refuses to run as root
 
@@ -21,23 +24,64 @@ def postgresql_bin() -> Path | None:
     return Path(on_path).parent if on_path else None
 
 
+class Cluster:
+    """A PostgreSQL server of our own. `home` is the directory of its socket."""
+
+    def __init__(self, programs: Path, home: Path) -> None:
+        self.home = home
+        self._programs, self._data = programs, home / "data"
+        self._user = _give_to_server_user(home)
+        self._run("initdb", "-A", "trust", "-U", "wardmesh", "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = f"-c listen_addresses= -c unix_socket_directories={self.home} -c fsync=off -c max_connections=100"
+        self._run("pg_ctl", "-w", "-t", "60", "-l", self.home / "log", "-o", options, "start")
+
+    def stop(self) -> None:
+        """Stop it at once, its connections too."""
+        self._run("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def kill(self) -> None:
+        """kill -9 of every process of it."""
+        postmaster = int((self._data / "postmaster.pid").read_text().split()[0])
+        # The postmaster first, or it would begin to recover from the death of its children.
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        processes = (postmaster, *map(int, children))
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        eventually(lambda: not any(map(_runs, processes)), timeout=60)
+        # The next server would take a zombie that nobody has reaped for the one that wrote them.
+        for lock in (self._data / "postmaster.pid", self.home / ".s.PGSQL.5432.lock"):
+            lock.unlink()
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        _run([self._programs / program, "-D", self._data, *arguments], self.home, self._user)
+
+
 @contextmanager
-def postgresql_cluster(programs: Path) -> Iterator[str]:
-    """A running cluster; yields the directory of its socket. Nothing of it remains afterwards."""
+def postgresql_cluster(programs: Path) -> Iterator[Cluster]:
+    """A running cluster. Nothing of it remains afterwards."""
     # Not under pytest's own directory: that is private to root, and a socket's path may have 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="wardmesh-pg-"))
-    data, log = home / "data", home / "log"
-    options = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off -c max_connections=100"
     try:
-        user = _give_to_server_user(home)
-        _run([programs / "initdb", "-D", data, "-A", "trust", "-U", "wardmesh", "-E", "UTF8", "--no-sync"], home, user)
-        _run([programs / "pg_ctl", "-D", data, "-w", "-t", "60", "-l", log, "-o", options, "start"], home, user)
+        cluster = Cluster(programs, home)
+        cluster.start()
         try:
-            yield str(home)
+            yield cluster
         finally:
-            _run([programs / "pg_ctl", "-D", data, "-w", "-m", "immediate", "stop"], home, user)
+            if (home / "data" / "postmaster.pid").exists():
+                cluster.stop()
     finally:
         shutil.rmtree(home)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _give_to_server_user(home: Path) -> pwd.struct_passwd | None:

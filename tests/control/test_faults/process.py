@@ -23,8 +23,12 @@ import uvloop
 
 from controller.identity.ca import CertificateAuthority
 from controller.server import running
-from controller.settings import Listen, Settings
+from controller.settings import Listen, Settings, SettingsError
+from controller.state_dir import StateDirError
+from controller.store.engine import StoreError
+from controller.tls import TlsError
 
+_log = logging.getLogger(__name__)
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload([__name__])
 _START_WITHIN = 60.0  # seconds
@@ -140,7 +144,7 @@ def _serve(settings: Settings, pipe: Connection, log: Path) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
-    except Exception as error:
-        logging.exception("the controller ended")
+    except (StoreError, StateDirError, SettingsError, TlsError) as error:
+        _log.exception("the controller ended")
         with contextlib.suppress(OSError):
             pipe.send((f"{type(error).__name__}: {error}", None))
