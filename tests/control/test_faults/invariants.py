@@ -75,8 +75,10 @@ async def converged(store: Store, agents: Sequence[Agent]) -> None:
 
 
 def meaning(netmap: Netmap) -> dict[str, Any]:
-    """All of a map but the moment that it was made at."""
-    return Netmap.model_validate_json(netmap.model_dump_json()).model_dump(exclude={"revision"})
+    """All of a map but when, and by which version of a controller, it was made."""
+    return Netmap.model_validate_json(netmap.model_dump_json()).model_dump(
+        exclude={"revision": True, "mesh": {"timeline"}}
+    )
 
 
 async def every(admin: httpx.AsyncClient, path: str) -> list[dict[str, Any]]:
