@@ -38,7 +38,8 @@ class Controller:
     """One controller's place: its settings and port, whoever runs there. `token` is an admin's."""
 
     def __init__(self, settings: Settings, log: Path) -> None:
-        self.settings = replace(settings, listen=Listen("127.0.0.1", free_port()))
+        # No limits: a host that comes back at once after each of many faults is meant to.
+        self.settings = replace(settings, listen=Listen("127.0.0.1", free_port()), client_rate=0, stream_rate=0)
         self.log = log
         self.token = ""
         self.up = asyncio.Event()
