@@ -2,8 +2,11 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
+
+from ..databases import Cluster, postgresql_bin, postgresql_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +22,13 @@ def seed() -> int:
     chosen = int(os.environ.get("WARDMESH_CHAOS_SEED") or random.randrange(2**32))
     print(f"WARDMESH_CHAOS_SEED={chosen}")
     return chosen
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Cluster]:
+    """A server that these tests may kill."""
+    programs = postgresql_bin()
+    if programs is None:
+        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
+    with postgresql_cluster(programs) as started_:
+        yield started_

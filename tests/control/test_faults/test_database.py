@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from controller.server import running
 from controller.settings import Listen, Settings
 
-from ..databases import Cluster, postgresql_bin, postgresql_cluster
+from ..databases import Cluster
 from ..support import Client
 from ..test_agentd_stream import Agent, allow_all, connected, joined
 from .invariants import check, check_database
@@ -36,16 +36,6 @@ class Bench:
     agents: list[Agent]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A server that these tests may kill."""
-    programs = postgresql_bin()
-    if programs is None:
-        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
-    with postgresql_cluster(programs) as started_:
-        yield started_
-
-
 @asynccontextmanager
 async def database(cluster: Cluster) -> AsyncIterator[tuple[Wire, str]]:
     """An empty database at the end of a wire, and its URL."""
@@ -59,8 +49,9 @@ async def database(cluster: Cluster) -> AsyncIterator[tuple[Wire, str]]:
             yield wire, f"postgresql://wardmesh@/{name}?host={directory}"
 
 
-@pytest.fixture
-async def bench(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bench]:
+@asynccontextmanager
+async def benched(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bench]:
+    """Everything in its place, with two agents."""
     async with AsyncExitStack() as stack:
         wire, url = await stack.enter_async_context(database(cluster))
         settings = Settings(state_dir=tmp_path / "state", database_url=url)
@@ -69,6 +60,12 @@ async def bench(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bench]:
             states = [await joined(client, tmp_path, f"host-{n}") for n in range(2)]
         agents = [await stack.enter_async_context(connected(state)) for state in states]
         yield Bench(cluster, wire, controller, agents)
+
+
+@pytest.fixture
+async def bench(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with benched(cluster, tmp_path) as everything:
+        yield everything
 
 
 async def until_kept(promises: Promises, more: int) -> None:
