@@ -98,7 +98,7 @@ async def lay(settings: Settings, state: StateDir, store: Store, now: Clock) -> 
         mesh, ca_sha256 = found
         _check_unchanged(settings, mesh)
         authority = _existing_authority(state, ca_sha256)
-    return Foundation(store=store, mesh=mesh, authority=authority)
+    return Foundation(store=store, mesh=mesh.model_copy(update={"ca": authority.pem}), authority=authority)
 
 
 async def _create(settings: Settings, state: StateDir, store: Store, now: Clock) -> tuple[Mesh, CertificateAuthority]:

@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 from controller.asking import Questions
 from controller.calls import CallBook
+from controller.certificates import ServiceCertificates
 from controller.clock import Clock
 from controller.denials import DenialBook
 from controller.drifts import Drifts
@@ -77,6 +78,7 @@ class Context:
     grants: Grants
     services: Services
     replicas: Replicas
+    certificates: ServiceCertificates
     now: Clock
     drifts: Drifts
     calls: CallBook

@@ -21,6 +21,7 @@ from controller.app import build
 from controller.asking import Questions
 from controller.bootstrap import Foundation, lay, open_store
 from controller.calls import CallBook
+from controller.certificates import ServiceCertificates
 from controller.clock import Clock, utc_now
 from controller.context import Context, Limits
 from controller.drifts import Drifts
@@ -141,6 +142,7 @@ async def _wire(settings: Settings, foundation: Foundation, replicas: Replicas, 
         grants=Grants(store, hub, now, settings.grant_longest),
         services=services,
         replicas=replicas,
+        certificates=ServiceCertificates(hub, foundation.authority, settings.node_lifetime, now),
         now=now,
         drifts=Drifts(store),
         calls=CallBook(store, hub.services, settings.calls_kept, now),

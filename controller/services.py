@@ -239,6 +239,7 @@ class Services:
             fqdn=service.names[0],
             addresses=stored.addresses,
             port=service.port,
+            tls_port=service.tls_port,
             path=service.path if service.kind == "mcp" else "",
             holder=holder.name if holder is not None else None,
             since=stored.since,

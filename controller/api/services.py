@@ -4,14 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Path, Response
 
-from controller.api.access import ACCESS, Admin, Ctx, Reader
+from controller.api.access import ACCESS, Admin, Ctx, Reader, Self
 from controller.api.editing import etag
 from controller.api.errors import problems
 from controller.api.paging import PAGING, Cursor, Limit, by_name, page
 from controller.problems import Kind
 from controller.wire.mcp import ServiceName
 from controller.wire.rest import Page
-from controller.wire.services import MeshService, ServiceMove
+from controller.wire.services import CertificateRequest, MeshService, ServiceCertificate, ServiceMove
 
 __all__ = ["router"]
 
@@ -52,3 +52,26 @@ async def move_service(
     service = await ctx.services.move(admin.actor, name, wanted.node, force=wanted.force)
     response.headers["ETag"] = etag(service.revision)
     return service
+
+
+@router.post(
+    "/services/{name}/certificate",
+    summary="Issue a certificate of a service",
+    description="For nodes that may serve it, with their own certificate. It is for all names and addresses of the"
+    " service and nothing else, and lives as long as a node's; nothing is used up by asking again.",
+    responses=problems(
+        Kind.CERTIFICATE_REQUIRED,
+        Kind.NODE_REMOVED,
+        Kind.NODE_DISABLED,
+        Kind.NOT_FOUND,
+        Kind.CANNOT_SERVE,
+        Kind.BAD_CSR,
+        Kind.BAD_REQUEST,
+        Kind.TOO_LARGE,
+    ),
+)
+async def certify_service(
+    ctx: Ctx, node_id: Self, name: _Name, wanted: Annotated[CertificateRequest, Body()]
+) -> ServiceCertificate:
+    """POST /services/{name}/certificate."""
+    return ctx.certificates.issue(node_id, name, wanted)

@@ -134,15 +134,28 @@ class CertificateAuthority:
     def issue_server(self, hosts: Sequence[str], *, now: datetime, lifetime: timedelta) -> tuple[bytes, bytes]:
         """A server certificate for these DNS names and addresses, with a new key: (certificate, key), both PEM."""
         key = ec.generate_private_key(ec.SECP256R1())
+        return self._issue_server(key.public_key(), hosts, now, lifetime), _private_pem(key)
+
+    def issue_service(
+        self, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], *, now: datetime, lifetime: timedelta
+    ) -> str:
+        """A server certificate (PEM) for the service with these names and addresses, whose host has `key`.
+
+        It names no node and is for servers only, so it opens no stream.
+        """
+        return self._issue_server(key, hosts, now, lifetime).decode()
+
+    def _issue_server(
+        self, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], now: datetime, lifetime: timedelta
+    ) -> bytes:
         # RFC 9525 section 2: clients look at the alternative names only; the subject is for people, 64 characters.
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
         builder = (
-            self._builder(subject, key.public_key(), now, now + lifetime)
+            self._builder(subject, key, now, now + lifetime)
             .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         )
-        certificate = builder.sign(self._key, hashes.SHA256())
-        return certificate.public_bytes(_PEM), _private_pem(key)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(_PEM)
 
     def issued(self, certificate: x509.Certificate, mesh_id: str) -> NodeCertificate:
         """Which node the certificate names, however old it is. Raises Refused (BAD_CERTIFICATE) if it is not ours."""

@@ -328,8 +328,11 @@ class _Parser(Reader):
 
     def _reach(self, selector: Selector) -> Reach:
         service = self._services[selector.name]
-        allowance = Allowance("tcp", (service.port, service.port), f"tcp:{service.port}", selector.place)
-        return Reach((selector,), (allowance,), None if service.gateway is None else service.name)
+        ports = [service.port]
+        if service.gateway is not None and service.gateway.tls_port is not None:
+            ports.append(service.gateway.tls_port)
+        allowances = tuple(Allowance("tcp", (port, port), f"tcp:{port}", selector.place) for port in ports)
+        return Reach((selector,), allowances, None if service.gateway is None else service.name)
 
     def _mcp(self, tree: Tree, to: Sequence[Selector]) -> McpRules:
         self._speak_mcp(to)

@@ -18,9 +18,10 @@ from .ports import parse_ports
 from .reader import Reader
 from .tree import Items, Text, Tree
 
-__all__ = ["GATEWAY_PORT", "ServiceReader"]
+__all__ = ["GATEWAY_PORT", "GATEWAY_TLS_PORT", "ServiceReader"]
 
 GATEWAY_PORT: Final = 80
+GATEWAY_TLS_PORT: Final = 443
 SERVICE_KEYS: Final = ("on", "port", "kind", "mcp", "http")
 COMMON_KEYS: Final = ("upstream", "origins", "limits", "audit")
 STDIO_KEYS: Final = ("command", "environment", "directory", "per")
@@ -54,8 +55,10 @@ class ServiceReader(Reader):
             return None if port is None else Service(name, on, port, None, key.place)
         for extra in ("port", "kind"):
             if extra in fields:
-                message = f"{what} is served by the gateway, at port {GATEWAY_PORT}: {extra} is for servers on the"
-                message += " hosts' own addresses"
+                message = (
+                    f"{what} is served by the gateway, at ports {GATEWAY_PORT} and {GATEWAY_TLS_PORT}: {extra} is for"
+                )
+                message += " servers on the hosts' own addresses"
                 self.findings.error("value", message, fields[extra].place)
         gateway = self._gateway(name, sorts[0], fields[sorts[0]])
         return None if gateway is None else Service(name, on, GATEWAY_PORT, gateway, key.place)
@@ -72,7 +75,7 @@ class ServiceReader(Reader):
 
     def _gateway(self, name: str, sort: str, tree: Tree) -> Gateway | None:
         fields = self.fields(tree, sort, MCP_KEYS if sort == "mcp" else COMMON_KEYS)
-        parts: dict[str, Any] = {"upstream": self._upstream(sort, fields, tree)}
+        parts: dict[str, Any] = {"upstream": self._upstream(sort, fields, tree), "tls_port": GATEWAY_TLS_PORT}
         if "path" in fields:
             path = self.text(fields["path"], "path")
             parts["path"] = None if path is None else path.value

@@ -37,6 +37,7 @@ __all__ = [
     "Under",
     "Upstream",
     "UriGlob",
+    "certified_names",
 ]
 
 ServiceName = NodeName
@@ -128,13 +129,15 @@ class Service(Message):
 
     `kind` http: any HTTP, with identity and audit but no JSON-RPC rules. `names`: what `Host` may say besides the
     addresses. `origins`: web origins that may call; a request with another `Origin` is refused. `local_files`: the
-    upstream sees this host's file system, so symbolic links are followed when a path is checked.
+    upstream sees this host's file system, so symbolic links are followed when a path is checked. `tls_port`: where it
+    answers over TLS as well, with a certificate of the mesh's CA; None: nowhere.
     """
 
     name: ServiceName
     kind: Literal["mcp", "http"] = "mcp"
     addresses: tuple[Address, ...] = ()
     port: Annotated[int, Field(ge=1, le=65535)] = 80
+    tls_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     path: Annotated[str, Field(pattern=r"^/[!-~]*$")] = "/mcp"
     names: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
@@ -142,6 +145,14 @@ class Service(Message):
     local_files: bool = False
     limits: Limits = Limits()
     audit: AuditRules = AuditRules()
+
+
+def certified_names(service: Service) -> tuple[str, ...]:
+    """Those of its names that a certificate of the mesh's CA may say.
+
+    Full names only: a service may be called `localhost`, which is also a name of the controller.
+    """
+    return tuple(name for name in service.names if "." in name)
 
 
 class Equals(Message):

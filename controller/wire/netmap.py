@@ -47,7 +47,8 @@ class Mesh(Message):
     """Facts that all hosts of one mesh share.
 
     `timeline` names the history that revisions belong to: it changes when the controller is restored from a backup,
-    because revisions after that mean something else.
+    because revisions after that mean something else. `ca` is what clients of its services trust when these answer over
+    TLS: the certificate of the mesh's CA (PEM); empty from a controller that did not say.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Mesh(Message):
     domain: str = "mesh.internal"
     prefix4: Prefix
     prefix6: Prefix
+    ca: Annotated[str, Field(max_length=16 * 1024)] = ""
     timeline: Annotated[str, Field(max_length=64)] = ""
 
 

@@ -10,7 +10,15 @@ from .mcp import ServiceName
 from .netmap import NodeId
 from .rest import ExplainedGrant
 
-__all__ = ["CallExplanation", "CallQuestion", "MeshService", "ServiceHost", "ServiceMove"]
+__all__ = [
+    "CallExplanation",
+    "CallQuestion",
+    "CertificateRequest",
+    "MeshService",
+    "ServiceCertificate",
+    "ServiceHost",
+    "ServiceMove",
+]
 
 
 class ServiceHost(Message):
@@ -34,6 +42,7 @@ class MeshService(Message):
     fqdn: str
     addresses: tuple[Address, ...]
     port: int
+    tls_port: int | None = None
     path: str = ""
     holder: NodeName | None
     since: datetime
@@ -48,6 +57,18 @@ class ServiceMove(Message):
 
     node: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["tools2"])]
     force: bool = False
+
+
+class CertificateRequest(Message):
+    """POST /services/{name}/certificate, by a node that may serve it. The private half of the CSR's key stays there."""
+
+    csr: str = Field(description="PEM, PKCS #10, P-256; only its public key is used")
+
+
+class ServiceCertificate(Message):
+    """What a node shows to the service's callers: a server certificate for the service's names and addresses."""
+
+    certificate: str = Field(description="PEM, signed by the mesh CA")
 
 
 class CallQuestion(Message):

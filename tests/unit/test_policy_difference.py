@@ -59,7 +59,7 @@ SERVED = "services: {s: {on: tag:tools, mcp: {upstream: 'http://h/'}}}\n"
 
 def test_a_service_is_one_destination_whoever_serves_it() -> None:
     new = SERVED + "grants: [{from: tag:agents, to: svc:s, mcp: {tools: [a, 'b*'], resources: 'file:///**'}}]"
-    entries = ("tcp:80", "resource file:///**", "tool a", "tool b*")
+    entries = ("tcp:80", "tcp:443", "resource file:///**", "tool a", "tool b*")
     assert changes("", new) == [("alice", "svc:s", entries, ())]
     assert changes(new, SERVED) == [("alice", "svc:s", (), entries)]
 
@@ -78,7 +78,7 @@ def test_conditions_of_a_tool_are_told_in_words() -> None:
     )
     ((_, _, gained, _),) = changes(SERVED, f"{SERVED}grants: [{{from: alice, to: svc:s, mcp: {mcp}}}]")
     many = "p matches 'x+', if given for a; each of q is one of 1, 'x' and is from any to 3 for a"
-    assert gained[1:] == (
+    assert gained[2:] == (
         "tool a (p matches 'x+', if given; each of q is one of 1, 'x' and is from any to 3; 5/10s)",
         f"tool b* (not bad; {many}; 5/10s for a; 9/60s)",
     )

@@ -238,7 +238,7 @@ def test_the_caller_of_a_service_gets_its_name_and_the_host_gets_the_service() -
     caller = policy.view(policy.role("h1", ["tag:agents"], []))
     host = policy.view(policy.role("h3", ["tag:tools"], []))
     assert [(r.direction, r.ports, r.peers, r.local) for r in caller.rules.values()] == [
-        ("out", ((80, 80),), ("svc:github",), ())
+        ("out", ((80, 80), (443, 443)), ("svc:github",), ())
     ]
     assert (caller.names, caller.sets, dict(caller.services), dict(caller.calls)) == (
         {"github"},
@@ -247,7 +247,7 @@ def test_the_caller_of_a_service_gets_its_name_and_the_host_gets_the_service() -
         {},
     )
     assert [(r.direction, r.ports, r.peers, r.local) for r in host.rules.values()] == [
-        ("in", ((80, 80),), ("tag:agents",), ("svc:github",))
+        ("in", ((80, 80), (443, 443)), ("tag:agents",), ("svc:github",))
     ]
     assert (host.names, host.sets, set(host.services)) == (frozenset(), {"tag:agents"}, {"github", "web"})
 
@@ -337,8 +337,8 @@ def test_a_service_without_its_kind_is_suggested() -> None:
 @pytest.mark.parametrize(
     ("test", "ok"),
     [
-        ("{from: tag:agents, to: svc:github, accept: tcp:80}", True),
-        ("{from: tag:agents, to: svc:github, deny: [tcp:443, icmp]}", True),
+        ("{from: tag:agents, to: svc:github, accept: [tcp:80, tcp:443]}", True),
+        ("{from: tag:agents, to: svc:github, deny: [tcp:444, udp:443, icmp]}", True),
         ("{from: tag:db, to: svc:github, deny: '*'}", True),
         ("{from: tag:agents, to: tag:tools, deny: tcp:80}", True),
         ("{from: tag:agents, to: svc:db, accept: tcp:5432, deny: tcp:80}", True),
