@@ -3,6 +3,7 @@
 Reads the daemon's parts; changes nothing but by calling one of them.
 """
 
+import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,6 +16,7 @@ from controller.wire.asking import Answer as Told
 from controller.wire.netmap import Netmap, Peer, SelfNode
 
 from .apply import Applier
+from .certify import certify
 from .config import Config
 from .control import Control
 from .denied import DeniedLog
@@ -25,6 +27,8 @@ from .hidden import notice, shown
 from .host import agent_version, endpoints
 from .local_api import (
     Answer,
+    Certified,
+    CertifyRequest,
     ControllerStatus,
     Denied,
     DeniedRequest,
@@ -102,6 +106,10 @@ async def answer(parts: Parts, request: Request) -> Answer | Handed | Subscripti
         return parts.serving.follow(request.worker)
     if isinstance(request, ListenRequest):
         return Handed(Listening(), parts.serving.listen(request))
+    if isinstance(request, CertifyRequest):
+        parts.serving.check_served(request.service)
+        signed = await asyncio.to_thread(certify, parts.state, parts.node, request.service, request.csr)
+        return Certified(certificate=signed)
     if isinstance(request, ServingReport):
         raise AgentError("serving is for the connection that asked for the gateway's policy")
     if isinstance(request, NetcheckRequest):

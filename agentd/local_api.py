@@ -22,6 +22,8 @@ __all__ = [
     "LARGEST_REQUEST",
     "PRIVILEGED",
     "Answer",
+    "Certified",
+    "CertifyRequest",
     "ControllerStatus",
     "Denied",
     "DeniedRequest",
@@ -143,14 +145,18 @@ class GatewayRequest(Message):
 
 
 class ServingReport(Message):
-    """Said by the gateway's first process: None for a service that can answer, or why it cannot."""
+    """Said by the gateway's first process: None for a service that can answer, or why it cannot.
+
+    `without_tls`: why services that should answer over TLS as well do not.
+    """
 
     request: Literal["serving"] = "serving"
     services: dict[ServiceName, Annotated[str, Field(max_length=1000)] | None]
+    without_tls: dict[ServiceName, Annotated[str, Field(max_length=1000)]] = Field(default_factory=dict)
 
 
 class ListenRequest(Message):
-    """A socket that listens at this address of a service, which only agentd may bind (a port below 1024).
+    """A socket that listens at this address and port of a service, which only agentd may bind (below 1024).
 
     Its descriptor comes with the answer. `processes` of the gateway share the address.
     """
@@ -158,7 +164,16 @@ class ListenRequest(Message):
     request: Literal["listen"] = "listen"
     service: ServiceName
     address: Address
+    port: Annotated[int, Field(ge=1, le=65535)]
     processes: Annotated[int, Field(ge=1, le=256)] = 1
+
+
+class CertifyRequest(Message):
+    """Have the controller sign a certificate for a service; the key of the CSR (PEM) stays with who asks."""
+
+    request: Literal["certify"] = "certify"
+    service: ServiceName
+    csr: Annotated[str, Field(max_length=16 * 1024)]
 
 
 Request = Annotated[
@@ -174,13 +189,14 @@ Request = Annotated[
     | LeaveRequest
     | GatewayRequest
     | ServingReport
-    | ListenRequest,
+    | ListenRequest
+    | CertifyRequest,
     Field(discriminator="request"),
 ]
 # For root and the daemon's own user; the others are for whoever may open the socket.
 PRIVILEGED: Final = (RotateKeyRequest, LeaveRequest)
 # For those and the gateway's user: who says how a service is, gets its socket or records its calls stands in for it.
-GATEWAY_ONLY: Final = (GatewayRequest, ListenRequest, RecordsRequest)
+GATEWAY_ONLY: Final = (GatewayRequest, ListenRequest, CertifyRequest, RecordsRequest)
 
 
 class ControllerStatus(Message):
@@ -237,9 +253,11 @@ class ServiceStatus(Message):
     kind: Literal["mcp", "http"]
     addresses: tuple[Address, ...]
     port: int
+    tls_port: int | None = None
     upstream: str = Field(description="where calls go: an URL, or the command that is run")
     held: bool
     error: str | None = Field(default=None, description="why it cannot answer; None: it can")
+    tls_error: str | None = Field(default=None, description="why it cannot answer over TLS, though it can otherwise")
 
 
 class GatewayStatus(Message):
@@ -418,6 +436,13 @@ class Listening(Message):
     answer: Literal["listening"] = "listening"
 
 
+class Certified(Message):
+    """The answer to CertifyRequest: the certificate (PEM)."""
+
+    answer: Literal["certified"] = "certified"
+    certificate: str
+
+
 class Failure(Message):
     """The request was not done, and why: one sentence."""
 
@@ -438,6 +463,7 @@ Answer = Annotated[
     | Left
     | Policy
     | Listening
+    | Certified
     | Failure,
     Field(discriminator="answer"),
 ]

@@ -48,6 +48,7 @@ class _Follower(Subscription):
     worker: int
     process: int = 0
     report: tuple[float, Mapping[str, str | None]] | None = None
+    without_tls: Mapping[str, str] = field(default_factory=dict)
     news: Event = field(default_factory=Event)
 
     def begin(self, process: int) -> None:
@@ -68,6 +69,7 @@ class _Follower(Subscription):
     def heard(self, request: Request) -> None:
         if not isinstance(request, ServingReport) or self.worker != 0:
             raise AgentError(f"{request.request} was not expected from worker {self.worker}")
+        self.without_tls = request.without_tls
         before, self.report = self.report, (self.serving.clock(), request.services)
         if before is None or before[1] != request.services:
             self.serving.on_change()
@@ -116,7 +118,14 @@ class Serving:
         service = self.policy.services.get(request.service) if self.policy is not None else None
         if service is None or request.address not in service.addresses:
             raise AgentError(f"{request.address} is not an address that this host holds for {request.service!r} now")
-        return listening(request.address, service.port, processes=request.processes)
+        if request.port not in {service.port, service.tls_port}:
+            raise AgentError(f"{request.port} is not a port of {request.service!r}")
+        return listening(request.address, request.port, processes=request.processes)
+
+    def check_served(self, name: str) -> None:
+        """Raises AgentError unless this is a service that this host may serve."""
+        if name not in self._services:
+            raise AgentError(f"{name!r} is not a service that this host may serve: the policy's `on` decides")
 
     def health(self) -> dict[str, str | None]:
         """How the services that this host may serve are: None for one that can answer, or why it cannot."""
@@ -134,13 +143,19 @@ class Serving:
             kind=service.kind,
             addresses=service.addresses,
             port=service.port,
+            tls_port=service.tls_port,
             upstream=upstream.url if isinstance(upstream, HttpUpstream) else " ".join(upstream.command),
             held=bool(service.addresses) and self._held.issuperset(service.addresses),
             error=self._why_not(service.name),
+            tls_error=first.without_tls.get(service.name) if (first := self._first()) is not None else None,
         )
 
+    def _first(self) -> _Follower | None:
+        """The gateway's first process, the one that reports."""
+        return next((one for one in reversed(self.followers) if one.worker == 0), None)
+
     def _why_not(self, name: str) -> str | None:
-        first = next((one for one in reversed(self.followers) if one.worker == 0), None)
+        first = self._first()
         if first is None:
             return self.problem or "no gateway is connected: start wardmesh-gateway.service, or `agentd run --gateway`"
         if first.report is None:

@@ -11,14 +11,24 @@ from pathlib import Path
 from socket import socket
 from typing import Final
 
-from controller.wire.mcp import GatewayPolicy, Service
+from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 
 from ..errors import AgentError
-from ..local_api import Failure, GatewayRequest, ListenRequest, Policy, ServingReport, answer_type
-from ..local_client import listening_socket
+from ..local_api import (
+    Certified,
+    CertifyRequest,
+    Failure,
+    GatewayRequest,
+    ListenRequest,
+    Policy,
+    ServingReport,
+    answer_type,
+)
+from ..local_client import ask, listening_socket
+from .certificates import Certify
 from .runtime import Listen
 
-__all__ = ["AgentFeed", "asking_agentd"]
+__all__ = ["AgentFeed", "asking_agentd", "certified_by_agentd"]
 
 log = logging.getLogger("agentd.gateway.feed")
 
@@ -26,23 +36,35 @@ _LONGEST_POLICY: Final = 256 * 1024 * 1024  # bytes
 _REPORT_EVERY: Final = 1.0  # seconds; agentd takes five without one for a gateway that hangs
 _AGAIN: Final = 0.25
 _AGAIN_AT_MOST: Final = 2.0
+_CONTROLLER_PATIENCE: Final = 60.0
 _LONGEST_REASON: Final = 200  # characters
 
 
 def asking_agentd(path: Path) -> Listen:
     """How the gateway gets its listening sockets: agentd opens them, because ports below 1024 need a capability."""
 
-    async def listen(service: Service, address: str, processes: int) -> socket:
-        request = ListenRequest(service=service.name, address=address, processes=processes)
+    async def listen(service: Service, address: str, port: int, processes: int) -> socket:
+        request = ListenRequest(service=service.name, address=address, port=port, processes=processes)
         return await asyncio.to_thread(listening_socket, path, request)
 
     return listen
 
 
+def certified_by_agentd(path: Path) -> Certify:
+    """How the gateway gets its services' certificates: agentd asks the controller for them, as the node that it is."""
+
+    async def certify(service: ServiceName, csr: str) -> str:
+        request = CertifyRequest(service=service, csr=csr)
+        answer = await asyncio.to_thread(ask, path, request, Certified, patience=_CONTROLLER_PATIENCE)
+        return answer.certificate
+
+    return certify
+
+
 class AgentFeed:
     """Follows agentd's policy as worker number `worker`; the first worker also says how the services are.
 
-    `adopt` puts a policy in force; `look` finds out how the services are.
+    `adopt` puts a policy in force; `look` finds out how the services are, `tls` why they do not answer over TLS.
     """
 
     def __init__(
@@ -51,11 +73,13 @@ class AgentFeed:
         worker: int,
         adopt: Callable[[GatewayPolicy], Awaitable[None]],
         look: Callable[[], Awaitable[Mapping[str, str | None]]],
+        tls: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._path = path
         self._worker = worker
         self._adopt = adopt
         self._look = look
+        self._tls = tls
         self._changed = asyncio.Event()
         self._away = False
 
@@ -109,7 +133,9 @@ class AgentFeed:
                 self._changed.clear()
                 found = await self._look()
                 report = {name: why and why[:_LONGEST_REASON] for name, why in found.items()}
-                writer.write(ServingReport(services=report).model_dump_json().encode() + b"\n")
+                without_tls = {name: why[:_LONGEST_REASON] for name, why in self._tls().items()}
+                said = ServingReport(services=report, without_tls=without_tls)
+                writer.write(said.model_dump_json().encode() + b"\n")
                 await writer.drain()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_REPORT_EVERY):

@@ -69,8 +69,9 @@ class Guard:
 
     def __init__(self, service: Service) -> None:
         hosts = {*service.names, *(f"[{one}]" if ":" in one else one for one in service.addresses)}
-        spellings = {f"{host}:{service.port}" for host in hosts}
-        if service.port in {80, 443}:
+        ports = {service.port, service.tls_port} - {None}
+        spellings = {f"{host}:{port}" for host in hosts for port in ports}
+        if ports & {80, 443}:
             spellings |= hosts | {f"{host}." for host in service.names}
         self._hosts = frozenset(spelling.lower().encode() for spelling in spellings)
         self._origins = frozenset(origin.lower().rstrip("/").encode() for origin in service.origins)

@@ -11,7 +11,8 @@ from controller.wire.mcp import AuditRules, GatewayPolicy
 
 from ..errors import AgentError
 from .audit import AuditLog
-from .feed import AgentFeed, asking_agentd
+from .certificates import Certificates
+from .feed import AgentFeed, asking_agentd, certified_by_agentd
 from .http.limits import HttpLimits
 from .identity import AgentIdentity, IdentitySource, StaticIdentity
 from .limits import Limiter
@@ -60,6 +61,7 @@ async def run(settings: Settings, worker: int) -> None:
             limiter,
             connect,
             listen=bind_here if settings.policy is not None else asking_agentd(settings.agent_socket),
+            certificates=_certificates(settings, worker),
             http=HttpLimits(),
             process=worker,
             processes=settings.workers,
@@ -78,8 +80,16 @@ async def run(settings: Settings, worker: int) -> None:
         if settings.policy is not None:
             await _follow(settings.policy, runtime, in_force, changed, stop)
         else:
-            await _follow_agentd(AgentFeed(settings.agent_socket, worker, adopt, runtime.health), stop)
+            await _follow_agentd(
+                AgentFeed(settings.agent_socket, worker, adopt, runtime.health, runtime.tls_problems), stop
+            )
     log.info("stopped", extra={"worker": worker})
+
+
+def _certificates(settings: Settings, worker: int) -> Certificates:
+    """The first process has them signed; without agentd, whoever runs the gateway puts them there."""
+    ours = settings.policy is None and worker == 0
+    return Certificates(settings.state_dir / "tls", certified_by_agentd(settings.agent_socket) if ours else None)
 
 
 async def _audit(settings: Settings, worker: int, in_force: "_InForce", undo: AsyncExitStack) -> AuditLog:

@@ -7,6 +7,7 @@ many processes there are is not known here.
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 from controller.wire.mcp import GatewayPolicy, HttpUpstream, Service
 
 from ..errors import AgentError
+from .certificates import Certificates
 from .http.limits import HttpLimits
 from .http.server import Server
 from .limits import Limiter
@@ -28,13 +30,15 @@ log = logging.getLogger("agentd.gateway")
 
 _RECHECK = 5.0  # seconds between looks at whether callers are still who they were
 
-# Opens a socket at one of the service's addresses, shared by so many processes. Raises AgentError.
-Listen = Callable[[Service, str, int], Awaitable[socket.socket]]
+_LOOK_AT_CERTIFICATES = 1.0
+
+# Opens a socket at an address and port of the service's, shared by so many processes. Raises AgentError.
+Listen = Callable[[Service, str, int, int], Awaitable[socket.socket]]
 
 
-async def bind_here(service: Service, address: str, processes: int) -> socket.socket:
+async def bind_here(service: Service, address: str, port: int, processes: int) -> socket.socket:
     """Open it ourselves, for a gateway without agentd."""
-    return listening(address, service.port, processes=processes)
+    return listening(address, port, processes=processes)
 
 
 @dataclass(slots=True)
@@ -53,7 +57,7 @@ class Runtime:
 
     `connect` makes a service's upstream, or raises AgentError; `listen` opens its sockets. `processes` of ours listen
     on the same addresses; this one is number `process`. A server on standard input and output runs in the first of
-    them, so that there is only one.
+    them, so that there is only one. `certificates` None: nothing is served over TLS.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Runtime:
         *,
         http: HttpLimits,
         listen: Listen = bind_here,
+        certificates: Certificates | None = None,
         process: int = 0,
         processes: int = 1,
         recheck: float = _RECHECK,
@@ -73,6 +78,8 @@ class Runtime:
         self._connect = connect
         self._http = http
         self._listen = listen
+        self._certificates = certificates
+        self._binding = asyncio.Lock()
         self._process = process
         self._processes = processes
         self._recheck = recheck
@@ -87,11 +94,14 @@ class Runtime:
         self._tasks = [
             asyncio.create_task(self._regularly(min(1.0, silence / 4), self._keep_alive)),
             asyncio.create_task(self._regularly(self._recheck, self._look_again)),
+            asyncio.create_task(self._regularly(_LOOK_AT_CERTIFICATES, self._look_at_certificates)),
         ]
 
     async def apply(self, policy: GatewayPolicy) -> list[str]:
         """Put a policy in force; returns what of it could not be, each as a sentence."""
         self._wanted = policy
+        if self._certificates is not None:
+            self._certificates.adopt(policy.services)
         ended = self._gateway.adopt(CompiledPolicy(policy, self._limiter))
         if ended:
             log.info("the policy ended exchanges that were under way", extra={"count": ended})
@@ -125,6 +135,10 @@ class Runtime:
         """Where services listen."""
         return {place for running in self._running.values() for place in running.bound}
 
+    def tls_problems(self) -> dict[str, str]:
+        """Why services that should do not answer over TLS."""
+        return self._certificates.problems() if self._certificates is not None else {}
+
     async def health(self) -> dict[str, str | None]:
         """How each service is: None for one that can answer calls, or why it cannot."""
         running = list(self._running.values())
@@ -152,27 +166,36 @@ class Runtime:
         """How many processes serve it."""
         return self._processes if isinstance(service.upstream, HttpUpstream) else 1
 
+    def _places(self, service: Service) -> dict[tuple[str, int], ssl.SSLContext | None]:
+        """Where the service is to listen now, each with how connections begin there: None for plain HTTP."""
+        places: dict[tuple[str, int], ssl.SSLContext | None] = {(one, service.port): None for one in service.addresses}
+        tls = self._certificates.context(service.name) if self._certificates is not None else None
+        if tls is not None and service.tls_port is not None:
+            places |= {(one, service.tls_port): tls for one in service.addresses}
+        return places
+
     async def _bind(self, running: _Running) -> list[str]:
-        problems: list[str] = []
-        service = running.service
-        running.refused = None
-        for address in service.addresses:
-            place = (address, service.port)
-            if place in running.bound:
-                continue
-            try:
-                opened = await self._listen(service, address, self._sharing(service))
-            except AgentError as error:
-                problems.append(f"{service.name}: {error}")
-                running.refused = str(error)
-                continue
-            if self._running.get(service.name) is not running:
-                opened.close()  # it was stopped meanwhile
-                return problems
-            await running.server.listen(opened)
-            running.bound.add(place)
-            log.info("serving", extra={"service": service.name, "address": address, "port": service.port})
-        return problems
+        async with self._binding:  # what is being opened must not be opened by a regular look as well
+            problems: list[str] = []
+            service = running.service
+            running.refused = None
+            for place, tls in self._places(service).items():
+                if place in running.bound:
+                    continue
+                address, port = place
+                try:
+                    opened = await self._listen(service, address, port, self._sharing(service))
+                except AgentError as error:
+                    problems.append(f"{service.name}: {error}")
+                    running.refused = str(error)
+                    continue
+                if self._running.get(service.name) is not running:
+                    opened.close()  # it was stopped meanwhile
+                    return problems
+                await running.server.listen(opened, tls)
+                running.bound.add(place)
+                log.info("serving", extra={"service": service.name, "address": address, "port": port})
+            return problems
 
     async def _stop(self, name: str, grace: float) -> None:
         running = self._running.pop(name)
@@ -184,10 +207,15 @@ class Runtime:
 
     async def _look_again(self) -> None:
         await self._gateway.recheck()
-        if self._wanted is not None and any(
-            len(running.bound) < len(running.service.addresses) for running in self._running.values()
-        ):
-            for running in list(self._running.values()):
+        await self._bind_what_is_missing()
+
+    async def _look_at_certificates(self) -> None:
+        if self._certificates is not None and await self._certificates.look():
+            await self._bind_what_is_missing()
+
+    async def _bind_what_is_missing(self) -> None:
+        for running in list(self._running.values()):
+            if not self._places(running.service).keys() <= running.bound:
                 await self._bind(running)
 
     async def _regularly(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -205,7 +233,12 @@ def _differs(running: _Running, service: Service | None) -> bool:
     if service is None:
         return True
     old = running.service
-    same = (service.upstream, service.port, service.kind) == (old.upstream, old.port, old.kind)
+    same = (service.upstream, service.port, service.kind, service.tls_port) == (
+        old.upstream,
+        old.port,
+        old.kind,
+        old.tls_port,
+    )
     return not same or not set(old.addresses) <= set(service.addresses)
 
 

@@ -1,6 +1,7 @@
 """agentd's side of the gateway's socket, with a map that a test changes: its own `Serving`, answers and server."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from agentd.errors import AgentError
 from agentd.local_api import (
     Answer,
+    Certified,
+    CertifyRequest,
     GatewayRequest,
     Identity,
     Listening,
@@ -62,6 +65,7 @@ class Agent:
         self.wake = lambda: None
         self.keeps = False  # records: nobody takes them unless a test says so
         self.kept: tuple[CallRecord, ...] = ()
+        self.sign: Callable[[str, str], str] | None = None  # what the controller would do with a service and a CSR
         self._task: asyncio.Task[None] | None = None
         self._talks: set[asyncio.Task[Any]] = set()
 
@@ -95,6 +99,9 @@ class Agent:
                 return self.serving.follow(request.worker)
             case ListenRequest():
                 return Handed(Listening(), self.serving.listen(request))
+            case CertifyRequest() if self.sign is not None:
+                self.serving.check_served(request.service)
+                return Certified(certificate=self.sign(request.service, request.csr))
             case WhoisRequest() if request.address == CALLER:
                 return Identity(
                     address=CALLER,

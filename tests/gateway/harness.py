@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agentd.gateway.certificates import Certificates
 from agentd.gateway.http.limits import HttpLimits
 from agentd.gateway.identity import IdentitySource, StaticIdentity
 from agentd.gateway.limits import Limiter
@@ -399,6 +400,7 @@ class Lab:
         http: HttpLimits | None = None,
         patience: Patience | None = None,
         identity: IdentitySource | None = None,
+        certificates: Certificates | None = None,
         **service: object,
     ) -> Running:
         url = upstream if isinstance(upstream, str) else f"http://127.0.0.1:{upstream.port}/mcp"
@@ -420,7 +422,7 @@ class Lab:
         )
         gateway.patience = patience or Patience()
         limits = http or HttpLimits(tick=0.05)
-        runtime = Runtime(gateway, limiter, connect, http=limits, recheck=0.1)
+        runtime = Runtime(gateway, limiter, connect, http=limits, certificates=certificates, recheck=0.1)
         runtime.start()
 
         async def stop() -> None:
@@ -434,9 +436,9 @@ class Lab:
     async def client(self, running: Running, address: str = ALICE) -> Client:
         return await self.connect(address, running.port)
 
-    async def connect(self, address: str, port: int) -> Client:
-        """A client of whatever listens at `port`, from `address`."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0), limit=1 << 24)
+    async def connect(self, address: str, port: int, **tls: Any) -> Client:
+        """A client of whatever listens at `port`, from `address`; `tls` are options of `open_connection`."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0), limit=1 << 24, **tls)
         made = Client(reader, writer, f"127.0.0.1:{port}")
         self._undo.append(made.close)
         return made

@@ -202,12 +202,19 @@ async def test_a_socket_is_opened_only_at_an_address_that_is_held(agent: Agent) 
     port = free_port()
     agent.serving.adopt(netmap(port, HttpUpstream(url="http://127.0.0.1:9/mcp")))
     await agent.start()
-    opened = await asyncio.to_thread(listening_socket, agent.path, ListenRequest(service="svc", address=HELD))
+    opened = await asyncio.to_thread(
+        listening_socket, agent.path, ListenRequest(service="svc", address=HELD, port=port)
+    )
     with opened:
         assert opened.getsockname() == (HELD, port)
         assert not os.get_inheritable(opened.fileno())
-    for request in (ListenRequest(service="svc", address=NOT_HELD), ListenRequest(service="other", address=HELD)):
-        with pytest.raises(AgentError, match="is not an address that this host holds for"):
+    for service, address, at, why in (
+        ("svc", NOT_HELD, port, "is not an address that this host holds for"),
+        ("other", HELD, port, "is not an address that this host holds for"),
+        ("svc", HELD, port + 1, "is not a port of 'svc'"),
+    ):
+        request = ListenRequest(service=service, address=address, port=at)
+        with pytest.raises(AgentError, match=why):
             await asyncio.to_thread(listening_socket, agent.path, request)
 
 

@@ -27,7 +27,10 @@ _BODY_ONLY: Final = b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n"
 
 
 class Connection(asyncio.Protocol):
-    """One client. Its requests are served one after the other, by one task."""
+    """One client. Its requests are served one after the other, by one task.
+
+    `fault`: what it did wrong by coming here at all, which is its only answer.
+    """
 
     __slots__ = (
         "_current",
@@ -55,7 +58,7 @@ class Connection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, server: "Server") -> None:
+    def __init__(self, server: "Server", fault: BadRequestError | None = None) -> None:
         self._server = server
         self.limits = server.limits
         self._loop = asyncio.get_running_loop()
@@ -65,7 +68,7 @@ class Connection(asyncio.Protocol):
         self._current: Exchange | None = None  # that is being served
         self._wanted: asyncio.Future[None] | None = None  # the task waits for a request
         self._drained: asyncio.Future[None] | None = None  # set while the client does not take what we write
-        self._fault: BadRequestError | None = None
+        self._fault = fault
         self._headers: list[tuple[bytes, bytes]] | None = None  # of the head that is arriving
         self._head_bytes = 0  # of segments that held nothing but a part of the head
         self._segment = 0  # bytes of the segment that is being read

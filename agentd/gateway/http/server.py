@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from .connection import Connection
+from .doorway import Doorway
 from .exchange import Exchange
 from .heads import KnownHeads
 from .limits import HttpLimits
@@ -41,14 +42,16 @@ class Server:
         self.draining = False
         self._quiet = asyncio.Event()
         self._listeners: list[asyncio.Server] = []
+        self._doorways: list[Doorway] = []
         self._tick: asyncio.TimerHandle | None = None
 
     async def listen(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> None:
-        """Serve connections of a bound socket; it is ours from now on."""
+        """Serve connections of a bound socket, over TLS if `tls` is given; it is ours from now on."""
         loop = asyncio.get_running_loop()
-        self._listeners.append(
-            await loop.create_server(lambda: Connection(self), sock=listening, backlog=1024, ssl=tls)
-        )
+        if tls is None:
+            self._listeners.append(await loop.create_server(lambda: Connection(self), sock=listening, backlog=1024))
+        else:
+            self._doorways.append(Doorway(self, listening, tls))
         if self._tick is None:
             self._tick = loop.call_later(self.limits.tick, self._look)
 
@@ -57,6 +60,7 @@ class Server:
         for listener in self._listeners:
             listener.close()
         self.draining = True
+        await asyncio.gather(*(doorway.close() for doorway in self._doorways))
         for connection in list(self.connections):
             connection.retire()
         self.forget(None)
@@ -67,6 +71,11 @@ class Server:
         if self._tick is not None:
             self._tick.cancel()
             self._tick = None
+
+    def has_room(self) -> bool:
+        """May another connection begin, besides those that are there and those that greet?"""
+        there = len(self.connections) + sum(map(len, self._doorways))
+        return not self.draining and there < self.limits.connections
 
     def forget(self, connection: "Connection | None") -> None:
         """The connection has ended."""

@@ -16,6 +16,7 @@ COMMANDS = [
     "login",
     "logout",
     "status",
+    "ca",
     "node",
     "node list",
     "node show",
