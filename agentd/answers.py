@@ -190,6 +190,7 @@ async def _status(parts: Parts) -> Status:
         mesh=parts.node.mesh.name,
         mesh_id=parts.node.mesh.id,
         prefixes=(parts.node.mesh.prefix4, parts.node.mesh.prefix6),
+        ca=netmap.mesh.ca if netmap else "",
         node=parts.node.node_id,
         name=netmap.node.name if netmap else parts.node.name,
         addresses=netmap.node.addresses if netmap else parts.node.addresses,

@@ -290,6 +290,21 @@ def denied(
         sys.stdout.flush()
 
 
+@app.command(
+    epilog=_examples(
+        "agentd ca > mesh-ca.pem",
+        "SSL_CERT_FILE=mesh-ca.pem python agent.py",
+        "NODE_EXTRA_CA_CERTS=mesh-ca.pem node agent.js",
+    )
+)
+def ca(context: typer.Context) -> None:
+    """Print the mesh's CA certificate, for clients that call services over https."""
+    status = ask(context.obj.load().socket, StatusRequest(), Status)
+    if not status.ca:
+        raise AgentError("no map with the CA has come from the controller yet: look at `agentd status`")
+    typer.echo(status.ca, nl=False)
+
+
 @app.command("write-names", epilog=_examples("sudo agentd write-names"))
 def write_names(context: typer.Context) -> None:
     """Put the mesh's names into the hosts file for a daemon that may not; what wardmesh-names.service runs as root."""

@@ -279,6 +279,7 @@ class Status(Message):
     mesh: NodeName
     mesh_id: str
     prefixes: tuple[str, ...]
+    ca: str = Field(default="", description="PEM: what clients of services trust when these answer over TLS")
     node: NodeId
     name: NodeName
     addresses: tuple[Address, ...]

@@ -156,12 +156,24 @@ def _service_table(listed: tuple[ServiceStatus, ...]) -> Table:
     for service in listed:
         table.add_row(
             escape(service.fqdn),
-            " ".join(service.addresses) + (f" port {service.port}" if service.addresses else "none yet"),
+            " ".join(service.addresses) + (_ports(service) if service.addresses else "none yet"),
             escape(service.upstream),
             "held" if service.held else "ready",
-            Text("can answer") if service.error is None else Text(service.error, style="red"),
+            _service_state(service),
         )
     return table
+
+
+def _ports(service: ServiceStatus) -> str:
+    return f" port {service.port}" + (f", {service.tls_port} with TLS" if service.tls_port is not None else "")
+
+
+def _service_state(service: ServiceStatus) -> Text:
+    if service.error is not None:
+        return Text(service.error, style="red")
+    if service.tls_error is not None:
+        return Text(f"can answer, but not over TLS: {service.tls_error}", style="yellow")
+    return Text("can answer")
 
 
 def _peer_table(listed: tuple[PeerStatus, ...]) -> Table:

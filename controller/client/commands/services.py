@@ -63,6 +63,7 @@ def show(name: _Service, json: JsonFlag = False) -> None:
             ("name", found.name),
             ("kind", found.kind),
             ("url", _url(found)),
+            *((("over TLS", _tls_url(found)),) if found.tls_port is not None else ()),
             ("addresses", " ".join(found.addresses)),
             ("holder", found.holder or "-"),
             ("since", f"{when(found.since)} ({ago(found.since, now)})"),
@@ -101,6 +102,11 @@ def _bare(name: str) -> str:
 def _url(service: MeshService) -> str:
     port = "" if service.port == 80 else f":{service.port}"
     return f"http://{service.fqdn}{port}{plain(service.path)}"
+
+
+def _tls_url(service: MeshService) -> str:
+    port = "" if service.tls_port == 443 else f":{service.tls_port}"
+    return f"https://{service.fqdn}{port}{plain(service.path)}"
 
 
 def _health(service: MeshService) -> Text:

@@ -1,4 +1,4 @@
-"""status: the mesh in ten lines."""
+"""status: the mesh in ten lines. ca: what clients of its services trust."""
 
 import typer
 
@@ -13,6 +13,7 @@ __all__ = ["add_to"]
 def add_to(app: typer.Typer) -> None:
     """Add the command to the top level."""
     app.command(epilog=examples("wardmesh status", "wardmesh status --json"))(status)
+    app.command(epilog=examples("wardmesh ca > mesh-ca.pem", "curl --cacert mesh-ca.pem https://…"))(ca)
 
 
 def status(json: JsonFlag = False) -> None:
@@ -36,3 +37,9 @@ def status(json: JsonFlag = False) -> None:
     )
     if found.pending:
         note(f"{found.pending} waiting for approval: `wardmesh node list --state pending`")
+
+
+def ca() -> None:
+    """Print the mesh's CA certificate (PEM), for clients that call services over https."""
+    with connect() as controller:
+        print(controller.status().mesh.ca, end="")
