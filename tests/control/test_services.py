@@ -406,6 +406,9 @@ async def test_the_command_lists_shows_and_moves(
     assert shown.json()["holder"] == other
     people = await asyncio.to_thread(cli, "service", "show", "github")
     assert f"host {other}" in people.out
+    assert "https://github.mesh.internal/mcp" in people.out
+    printed = await asyncio.to_thread(cli, "ca")
+    assert printed.out == controller.context.authority.pem
     unknown = await asyncio.to_thread(cli, "service", "show", "gitlab")
     assert unknown.code == 1
     assert "`wardmesh service list`" in unknown.err
