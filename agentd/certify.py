@@ -3,7 +3,8 @@
 from controller.wire.mcp import ServiceName
 from controller.wire.services import CertificateRequest, ServiceCertificate
 
-from .errors import StateError
+from .controllers import Controllers
+from .errors import ControllerError, StateError
 from .https import Controller, trusting, with_client_certificate
 from .state import CA, CERTIFICATE, IDENTITY_KEY, NodeFile, StateDir
 
@@ -16,7 +17,12 @@ def certify(state: StateDir, node: NodeFile, service: ServiceName, csr: str) -> 
     if ca is None or certificate is None or key is None:
         raise StateError(f"{state.path} has lost its identity: run `agentd leave --force` and join again")
     context = with_client_certificate(trusting(None if node.trust == "system" else ca.decode()), certificate, key)
-    answer = Controller(node.url, context).post(
-        f"/api/v1/services/{service}/certificate", CertificateRequest(csr=csr), ServiceCertificate
-    )
-    return answer.certificate
+    path, request = f"/api/v1/services/{service}/certificate", CertificateRequest(csr=csr)
+    *others, last = Controllers(node.node_id, node.url, state.controllers()).known
+    for url in others:
+        try:
+            return Controller(url, context).post(path, request, ServiceCertificate).certificate
+        except ControllerError as error:
+            if error.final:
+                raise
+    return Controller(last, context).post(path, request, ServiceCertificate).certificate
