@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 from agentd.apply import Applier
+from agentd.asked import Asked
 from agentd.control import Control
 from agentd.local_api import Answer, Identity, RecordsRequest, Request, WhoisRequest
 from agentd.local_server import listening, serve
 from agentd.reconcile import Applied
 from agentd.records import RecordsPost
 from agentd.state import StateDir
+from controller.wire.asking import Answer as Told
+from controller.wire.asking import Ask
 from controller.wire.netmap import Netmap
 from controller.wire.stream import HostReport
 from tests.control.calls import KEY
@@ -24,6 +27,10 @@ from tests.control.calls import KEY
 class NoKernel:
     async def apply(self, netmap: Netmap) -> Applied:
         return Applied(operations=(), messages=0, nft_transactions=0)
+
+
+async def without_kernel(question: Ask) -> Told:
+    return Told(id=question.id, error="there is no kernel here")
 
 
 async def main(state_dir: Path, socket: Path) -> None:
@@ -35,7 +42,7 @@ async def main(state_dir: Path, socket: Path) -> None:
     controls: list[Control] = []
     applier = Applier(NoKernel(), state, on_outcome=lambda _: controls[0].changed())
     report = HostReport(agent_version="test", public_key=key.public)
-    controls.append(Control(state, node, applier, lambda: report, records=post))
+    controls.append(Control(state, node, applier, lambda: report, asked=Asked(without_kernel), records=post))
 
     async def handle(request: Request) -> Answer:
         if isinstance(request, RecordsRequest):
