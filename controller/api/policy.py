@@ -31,6 +31,11 @@ router = APIRouter(tags=["policy"])
 _EXAMPLES = {
     "agents may call tools": {"value": {"text": 'grants:\n  - {from: tag:agents, to: tag:tools, ip: ["tcp:8000"]}\n'}}
 }
+_CALLS = {
+    "a tool with arguments": {
+        "value": {"source": "agent1", "service": "svc:github", "tool": "create_issue", "arguments": {"repo": "a/b"}}
+    }
+}
 _Write = Annotated[PolicyWrite, Body(openapi_examples=_EXAMPLES)]
 _LARGE_ITEMS: Final = 20  # a document has up to 1 MiB, so pages are shorter than elsewhere
 _Host = Annotated[str, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="a node's name or id", examples=["db1"])]
@@ -140,7 +145,9 @@ async def explain_policy(
     " only read.",
     responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
-async def explain_policy_call(ctx: Ctx, _: Reader, question: Annotated[CallQuestion, Body()]) -> CallExplanation:
+async def explain_policy_call(
+    ctx: Ctx, _: Reader, question: Annotated[CallQuestion, Body(openapi_examples=_CALLS)]
+) -> CallExplanation:
     """POST /policy/explain-call."""
     return explain_call(ctx.hub, question, ctx.now())
 

@@ -17,6 +17,10 @@ __all__ = ["router"]
 
 router = APIRouter(tags=["services"])
 _Name = Annotated[ServiceName, Path(description="the service's name, without svc:", examples=["github"])]
+_MOVE = {
+    "to a healthy host": {"value": {"node": "tools2"}},
+    "to one that does not answer": {"value": {"node": "tools2", "force": True}},
+}
 
 
 @router.get(
@@ -46,7 +50,11 @@ async def get_service(ctx: Ctx, _: Reader, name: _Name, response: Response) -> M
     responses=problems(*ACCESS, Kind.NOT_FOUND, Kind.CANNOT_SERVE, Kind.NOT_HEALTHY, Kind.BAD_REQUEST, Kind.TOO_LARGE),
 )
 async def move_service(
-    ctx: Ctx, admin: Admin, name: _Name, wanted: Annotated[ServiceMove, Body()], response: Response
+    ctx: Ctx,
+    admin: Admin,
+    name: _Name,
+    wanted: Annotated[ServiceMove, Body(openapi_examples=_MOVE)],
+    response: Response,
 ) -> MeshService:
     """POST /services/{name}/move."""
     service = await ctx.services.move(admin.actor, name, wanted.node, force=wanted.force)
