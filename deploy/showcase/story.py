@@ -151,7 +151,10 @@ def packets_are_ciphertext(screen: Screen, on_switch: Capture, in_tunnel: Captur
     with screen.step("What others see of that call: ciphertext"):
         word = marker.encode()
         eventually(lambda: any(word in packet for packet in in_tunnel.packets()), what=f"the call's text on {link}")
-        inside, outside = in_tunnel.stop(), on_switch.stop()
+        inside = in_tunnel.stop()
+        # The kernel hands packets to a capture in batches, up to a second late; each one inside is one outside.
+        eventually(lambda: sum(map(is_wireguard, on_switch.packets())) >= len(inside), what="the call on the switch")
+        outside = on_switch.stop()
         clear = sum(word in packet for packet in inside)
         leaked = sum(word in packet for packet in outside)
         wireguard = sum(is_wireguard(packet) for packet in outside)
