@@ -16,7 +16,8 @@ NatKind = Literal["none", "endpoint-independent", "endpoint-dependent", "unknown
 
 _QUICK: Final = (0.5, 1.0, 2.0, 4.0)  # seconds until the next question, RFC 8489 section 6.2.1
 _KEEP: Final = 25.0  # behind a NAT: what it remembers must not end, or the endpoint is another's
-_LOOK: Final = 300.0
+_LOOK: Final = 3600.0  # without a NAT: this host's own addresses tell of themselves when they change
+_AWAY: Final = 300.0  # a server that does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Discovery:
             if server.tries >= len(_QUICK):  # none of these was answered
                 server.mapped = server.rtt = None
                 server.tries = 0
-                server.due = now + _LOOK
+                server.due = now + _AWAY
                 continue
             server.transaction, server.sent = next(transactions), now
             server.due = now + _QUICK[server.tries]
