@@ -193,6 +193,8 @@ class Prober:
         for node in [node for node in known.pairs if node not in peers]:
             del known.names[known.pairs.pop(node)[2].theirs]
         self._given = {node: given for node, given in self._given.items() if node in netmap.peers}
+        # The controller asks for keepalives of hosts behind a NAT, and of no others.
+        self._checks.behind_nat = any(peer.keepalive is not None for peer in netmap.peers.values())
         self._checks.meet(peers, self._now)
         self._schedule()
 

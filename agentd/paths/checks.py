@@ -74,6 +74,8 @@ _TABLE: Final[Mapping[State, Mapping[Event, State]]] = {
 _QUICK: Final = (0.25, 0.5, 0.5, 1.0, 1.0, 2.0, 2.0)
 # As often as WireGuard's keepalive: less than what any NAT remembers. Also what brings a peer back that was away.
 _SLOW: Final = 25.0
+# The endpoint in use, without a NAT of our own: a stateful firewall remembers for 120 s (Linux: udp_timeout_stream).
+_CALM: Final = 100.0
 # Endpoints that are not needed, because another works.
 _SPARE: Final = 300.0
 # Between two questions: RFC 8445 section 14.2 has 50 ms for one session; and so that all slow ones together with the
@@ -128,6 +130,7 @@ class Checks:
     """The checks of one host with all its peers. Times are seconds of one clock that only goes forward."""
 
     def __init__(self, prefer: Preference) -> None:
+        self.behind_nat = True  # False: what works needs not be kept open so often
         self._prefer = prefer
         self._peers: dict[NodeId, _Peer] = {}
         self._changed: set[NodeId] = set()
@@ -292,7 +295,9 @@ class Checks:
             return max(_QUICK[max(path.tries, 1) - 1], 1.5 * (path.rtt or 0.0))
         peer = self._peers[node]
         works = peer.chosen is not None and peer.paths[peer.chosen].state is State.WORKING
-        return _SPARE if works and endpoint != peer.chosen else _SLOW
+        if not works:
+            return _SLOW
+        return _SPARE if endpoint != peer.chosen else _SLOW if self.behind_nat else _CALM
 
     def _queue(self, node: NodeId, endpoint: Endpoint, due: float) -> None:
         path = self._peers[node].paths[endpoint]

@@ -256,6 +256,22 @@ def test_in_steady_state_five_hundred_peers_cost_less_than_five_packets_a_second
     assert checks.chosen("n1") == peers["n1"][0]
 
 
+def test_without_a_nat_a_path_that_works_is_left_in_peace() -> None:
+    counts = []
+    for behind_nat in (True, False):
+        checks = Checks(Preference(Chooser([])))
+        checks.behind_nat = behind_nat
+        checks.meet({"n1": ("192.0.2.1:1",)}, 0)
+        fresh, asked, now = (os.urandom(12) for _ in itertools.count()), 0, 0.0
+        while (wake := checks.wake_at()) is not None and (now := max(wake, now)) < 1000:
+            for probe in checks.due(fresh, now):
+                asked += 1
+                checks.answered(probe.transaction, probe.endpoint, now)
+        counts.append(asked)
+    assert counts[0] == 40
+    assert counts[1] <= 11
+
+
 def test_nothing_is_sent_while_there_are_no_peers() -> None:
     checks = Checks(Preference(Chooser([])))
     assert checks.wake_at() is None
