@@ -57,7 +57,8 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     api.include_router(metrics.root, dependencies=strict)
     for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
-    api.include_router(stream.router, prefix=PREFIX)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
-    limited = RequestLog(ClientRate(BodyLimit(RequestMeter(api, ctx.metrics)), ctx.limits.requests))
+    limited = RequestLog(
+        stream.Streams(ClientRate(BodyLimit(RequestMeter(api, ctx.metrics)), ctx.limits.requests), api)
+    )
     return ProxiedClients(limited, proxies=proxies, authority=ctx.authority, mesh_id=ctx.mesh.id, now=ctx.now)

@@ -5,6 +5,7 @@ standard error.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -165,6 +166,9 @@ def serve(
             if controller.first_token is not None:
                 _say(f"admin token (shown once): {controller.first_token}")
             _say(f"ready {controller.url}")
+            # What a start made stays until the end: full collections, which stop everything, need not look at it.
+            gc.collect()
+            gc.freeze()
             await stop.wait()
 
     _run(run())

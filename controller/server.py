@@ -172,6 +172,7 @@ def _config(settings: Settings, context: Context, tls: ServerTls) -> uvicorn.Con
         http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=_WS_FRAME,
+        ws_per_message_deflate=False,  # a client that asks for it would cost more memory than everything else of it
         lifespan="off",
         log_config=None,
         access_log=False,

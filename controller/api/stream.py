@@ -12,9 +12,10 @@ import logging
 import time
 from typing import Final
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from controller.api.errors import problem_response
@@ -27,6 +28,7 @@ from controller.store.engine import StoreError
 from controller.wire.netmap import NodeId
 from controller.wire.stream import (
     PROTOCOL,
+    STREAM_PATH,
     AgentFrame,
     Answer,
     Applied,
@@ -43,10 +45,9 @@ from controller.wire.stream import (
     agent_frame,
 )
 
-__all__ = ["router"]
+__all__ = ["Streams"]
 
 _log = logging.getLogger(__name__)
-router = APIRouter()
 
 HELLO_WITHIN: Final = 10.0  # seconds
 MAX_FRAME: Final = 192 * 1024  # characters; records have two thirds of that at most, a report with 100 endpoints 5,000
@@ -59,8 +60,27 @@ class _BadFrameError(Exception):
     """The agent broke the protocol; the message is for the person who reads its log."""
 
 
-@router.websocket("/stream")
-async def stream(websocket: WebSocket) -> None:
+class Streams:
+    """ASGI middleware: serves the streams itself, and passes everything else on to `app`.
+
+    What FastAPI would wrap around each of them stays for as long as it lives, and gives it nothing. `api` is the
+    application whose state has the context.
+    """
+
+    def __init__(self, app: ASGIApp, api: FastAPI) -> None:
+        self._app = app
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or WebSocket."""
+        if scope["type"] == "websocket" and scope["path"] == STREAM_PATH:
+            scope["app"] = self._api
+            await _stream(WebSocket(scope, receive, send))
+        else:
+            await self._app(scope, receive, send)
+
+
+async def _stream(websocket: WebSocket) -> None:
     """One agent, from its handshake to its Bye."""
     node_id = peer_certificate.node_id(websocket.scope)
     refusal = _refusal(websocket, node_id)
@@ -120,6 +140,7 @@ class _Session:
             if bye is None:
                 with self._hub.connected(self._node_id, hello) as connection:
                     _log.info("node %s connected, agentd %s", self._node_id, hello.report.agent_version)
+                    del hello  # not for as long as the stream lives: there are thousands
                     bye = await self._talk(connection)
                 _log.info("node %s disconnected%s", self._node_id, f": {bye.reason}" if bye is not None else "")
                 if bye is not None:

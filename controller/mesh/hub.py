@@ -294,6 +294,7 @@ class Hub:
             connection.controllers(self._controllers)
         self._note(node_id, online=True, last_seen=self._now(), since=self._now())
         self.reported(node_id, hello.report)
+        del older, hello  # not for as long as the stream lives: there are thousands
         try:
             yield connection
         finally:
