@@ -40,6 +40,7 @@ class MeshState:
         self.mesh = fleet.mesh
         self.revision: Revision = fleet.revision
         self._loaded: Final = fleet.revision
+        self._rules_changed = False  # since then
         self._seen: OrderedDict[str, Revision] = OrderedDict()
         self._records: dict[NodeId, NodeRecord] = {}
         self._entries: dict[NodeId, Entry] = {}
@@ -189,13 +190,17 @@ class MeshState:
     def named(self, node_id: NodeId, named: Named) -> Dirty:
         """All that may differ in a node's map since these nodes and services changed, and neither it nor the rules.
 
-        A node that is gone has left no address to name: the sets that it may have been in are stated whole.
+        A node that is gone has left no address to name: the sets that it may have been in are stated whole. Where the
+        rules have changed since they were loaded, what the services were to this node is not known any more: what it
+        holds and sees held is stated whole, too.
         """
         view = self._policy.view(self._entries.get(node_id, ABSENT).role)
         used = sets_of(view)
+        unknown = bool(named.services) and self._rules_changed
+        holders = used if unknown else {key_of(name) for name in named.services & view.names}
         dirty = Dirty(
-            node=not named.services.isdisjoint(view.services),
-            peers=set(named.nodes) | self._index.members_of(map(key_of, named.services & view.names)),
+            node=unknown or not named.services.isdisjoint(view.services),
+            peers=set(named.nodes) | self._index.members_of(holders),
             sets={key_of(name) for name in named.services},
             services=named.services & view.services.keys(),
             names=set(named.services & view.names),
@@ -269,6 +274,7 @@ class MeshState:
         if change.policy is not None and self._is_news(_POLICY, change.revision):
             self.written = _parse(change.policy)
             self.policy_revision = change.policy.revision
+            self._rules_changed = True
             is_news = True
         for grant_id, grant in change.grants.items():
             if self._is_news(_GRANT + grant_id, change.revision):

@@ -15,7 +15,7 @@ from controller.mesh.state import MeshState
 from controller.policy import Document, parse
 from controller.policy.model import Member, Packet, allowing_grants, may_pass
 from controller.policy.temporary import beside
-from controller.records import Change, Fleet, NodeRecord, PastChange, PolicyRecord
+from controller.records import Change, Fleet, NodeRecord, PastChange, PolicyRecord, ServiceRecord
 from controller.wire.netmap import Delta, Netmap, fold
 from controller.wire.rules import Flow, allowing
 
@@ -225,6 +225,23 @@ def test_a_host_that_resumes_after_a_restart_has_a_fresh_snapshot(
             delta = restarted.delta(node_id, merged([restarted.named(node_id, named), since]), netmap.revision)
             assert delta is not None
             assert fold(netmap, delta) == expected
+
+
+def test_a_service_that_went_while_the_host_was_away_is_not_held_after_the_rules_changed() -> None:
+    policy = 'services: {tools: {on: ["*"], mcp: {upstream: "http://127.0.0.1:3000/mcp"}}}'
+    before = fleet([node(1), node(2)], policy)
+    place = ServiceRecord(name="tools", addresses=("100.64.200.1", "fd00:1::c801"), holder="n2")
+    held = MeshState(replace(before, services={"tools": place}), NOW).netmap("n2")
+    assert held is not None
+    assert held.node.held == place.addresses
+    restarted = MeshState(replace(before, revision=before.revision + 1), NOW)
+    revision = restarted.revision + 1
+    change = Change(revision=revision, policy=PolicyRecord(revision=revision, text="grants: []"))
+    news = restarted.apply(change, NOW).get("n2", Dirty())
+    dirty = merged([restarted.named("n2", Named(nodes=set(), services={"tools"})), news])
+    delta = restarted.delta("n2", dirty, held.revision)
+    assert delta is not None
+    assert fold(held, delta) == restarted.netmap("n2")
 
 
 def test_what_is_known_of_the_past_ends_where_the_rules_changed() -> None:
