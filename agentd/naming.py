@@ -21,7 +21,7 @@ __all__ = ["LEFT", "Naming", "remove_names", "write_left"]
 log = logging.getLogger("agentd.naming")
 
 LEFT: Final = "names"  # the file beside the socket
-_LOOK_EVERY: Final = 30.0  # seconds
+_LOOK_EVERY: Final = 300.0  # seconds; who edits the file by hand sees our block come back
 _LONGEST: Final = 1024 * 1024  # bytes
 
 

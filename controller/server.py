@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 import uvicorn
@@ -48,6 +49,7 @@ __all__ = ["Running", "running"]
 
 _log = logging.getLogger(__name__)
 _TIDY_EVERY: Final = 60.0  # seconds between notes of who was seen, and looks for ephemeral nodes that stayed away
+_EXPIRE_EVERY: Final = timedelta(hours=1)  # between looks for records of calls that are too old
 _GOODBYE: Final = 3.0  # seconds for the agents' streams to take their Bye
 _FINISH: Final = 5  # seconds for requests to end
 _BACKLOG: Final = 2048  # agents that come back all at once
@@ -238,7 +240,7 @@ async def _tidy(settings: Settings, context: Context) -> None:
 
     What is to be removed, one controller of the mesh removes.
     """
-    since = context.now()
+    since = looked = context.now()
     while True:
         await asyncio.sleep(_TIDY_EVERY)
         try:
@@ -250,7 +252,9 @@ async def _tidy(settings: Settings, context: Context) -> None:
             expired = await context.nodes.expire(now=context.now(), since=since, after=settings.ephemeral_after)
             if expired:
                 _log.info("removed ephemeral nodes that stayed away: %s", ", ".join(expired))
-            await context.calls.expire()
+            # It takes the writers' turn: seldom, as long as there is nothing to delete.
+            if context.now() - looked >= _EXPIRE_EVERY and not await context.calls.expire():
+                looked = context.now()
         except StoreError as error:
             _log.error("tidying failed and is tried again: %s", error)
 

@@ -21,7 +21,7 @@ from tests.runner.report import Outcome
 __all__ = ["ROOT", "Lane", "Running", "kernel_name", "title"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-STAGE_SECONDS: Final = 1800  # wall time after which a stage is ended; single tests have pytest-timeout
+STAGE_SECONDS: Final = 3600  # wall time after which a stage is ended; single tests have pytest-timeout
 INTERRUPTED_SECONDS: Final = 10  # for pytest to say where it was
 
 
