@@ -77,7 +77,7 @@ async def converged(store: Store, agents: Sequence[Agent]) -> None:
 def meaning(netmap: Netmap) -> dict[str, Any]:
     """All of a map but when, and by which version of a controller, it was made."""
     return Netmap.model_validate_json(netmap.model_dump_json()).model_dump(
-        exclude={"revision": True, "mesh": {"timeline"}}
+        exclude={"revision": True, "mesh": {"timeline", "ca"}}  # what the process adds, not the database
     )
 
 
