@@ -3,6 +3,7 @@
 Never taken for something else than what was written, and never without a sentence that names what is damaged.
 """
 
+import asyncio
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from controller.state_dir import StateDirError
 from controller.store.engine import StoreError
 
 from ..support import Client, MovableClock
-from ..test_agentd_stream import allow_all, connected, eventually_in_force, joined, until
+from ..test_agentd_stream import allow_all, connected, eventually_in_force, joined, node, until
 
 HOST_FILES = (NODE, WIREGUARD_KEY, IDENTITY_KEY, CERTIFICATE, CA, NETMAP)
 _FLIPS = 150  # for each file of a host: reading one takes no time
@@ -105,8 +106,13 @@ class TestHost:
         path.write_bytes(content)
         await allow_all(admin)
         async with connected(state) as agent:
-            await until(lambda: agent.kernel.applied and agent.control.standing.error is None)
-            await eventually_in_force(admin, "host", agent.kernel.applied[-1].revision)
+            # The saved map is applied first and the changed one after it; the controller sees the last.
+            async with asyncio.timeout(20):
+                while (found := await node(admin, "host"))["behind"] or not found["online"]:
+                    await asyncio.sleep(0.02)
+                while (await node(admin, "host"))["in_force"] != agent.kernel.applied[-1].revision:
+                    await asyncio.sleep(0.02)
+            assert agent.control.standing.error is None
 
 
 class TestController:
