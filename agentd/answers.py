@@ -73,6 +73,7 @@ from .renew import due
 from .serving import Serving
 from .session import Phase
 from .state import NodeFile, StateDir
+from .telling import Telling
 from .tunnel_key import TunnelKey
 
 __all__ = ["Parts", "answer", "tell"]
@@ -88,6 +89,7 @@ class Parts:
     kernel: Reconciler
     applier: Applier
     control: Control
+    telling: Telling
     key: TunnelKey
     own: OwnAddresses
     prober: Prober
@@ -352,5 +354,5 @@ async def _rotate(parts: Parts) -> Rotated:
     if parts.control.standing.phase is not Phase.STREAMING:
         raise AgentError("the controller is away, so no peer could learn the new key: try again when it is back")
     await parts.key.rotate()
-    parts.control.changed()
+    parts.telling.changed()
     return Rotated(public_key=parts.key.public)

@@ -14,6 +14,8 @@ from websockets.exceptions import ConnectionClosed
 from controller.wire.asking import Answer, Ask
 from controller.wire.base import Message
 
+from .background import running
+
 __all__ = ["Asked"]
 
 _log = logging.getLogger("agentd.asked")
@@ -38,13 +40,10 @@ class Asked:
     @asynccontextmanager
     async def connected(self, send: Callable[[Message], Awaitable[None]]) -> AsyncIterator[None]:
         """Answer with `send` until the block ends."""
-        task = asyncio.create_task(self._run(send))
         try:
-            yield
+            async with running(self._run(send)):
+                yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
             self._waiting = asyncio.Queue(_MOST_WAITING)
 
     async def _run(self, send: Callable[[Message], Awaitable[None]]) -> None:

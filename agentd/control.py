@@ -1,75 +1,56 @@
 """The connection to the controller: the I/O around `session`, one coroutine for each phase.
 
-Receives the map, hands it to the applier, tells the controller what is in force and what changed on this host.
+Receives the map, hands it to the applier, and lends the stream to those who tell, answer or ship while it stands.
 Knows nothing of kernels; whatever the controller does, the map in force stays.
 """
 
 import asyncio
 import logging
 import random
-import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
 from pydantic import ValidationError
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
-from websockets.typing import Subprotocol
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
-from controller.wire.base import Address, Message, Revision
+from controller.wire.base import Address, Message
 from controller.wire.netmap import FoldError, fold
-from controller.wire.rest import Problem
 from controller.wire.stream import (
-    PROTOCOL,
-    SERVING_INTERVAL,
-    STREAM_PATH,
-    Applied,
     Ask,
     Bye,
     DeltaFrame,
-    Drift,
     Hello,
-    HostReport,
     Recorded,
-    Report,
-    Serving,
     Snapshot,
     controller_frame,
 )
 from controller.wire.stream import Controllers as ControllersFrame
 
-from .apply import Applier, Outcome
+from .apply import Applier
 from .asked import Asked
+from .background import running
 from .controllers import Controllers
-from .denied_report import DenialReport
-from .errors import AgentError, ControllerError, StateError
-from .explain import unreachable
-from .https import trusting, with_client_certificate
+from .dial import FAILURES, broken, dial
+from .errors import ControllerError, StateError
 from .netmap import SavedMap, denied
 from .records import RecordsPost
 from .renew import due, renew
 from .session import Event, Phase, Session, step
-from .state import CERTIFICATE, CONTROLLERS, IDENTITY_KEY, NodeFile, StateDir
+from .state import CONTROLLERS, NodeFile, StateDir
+from .telling import Telling
 
 __all__ = ["Control"]
 
 log = logging.getLogger("agentd.control")
 
-# A snapshot of 100,000 peers is below this.
-_LARGEST_FRAME: Final = 64 * 1024 * 1024
 # Seconds. Long sleeps are cut, because a suspended machine's monotonic clock stands still.
 _LONGEST_SLEEP: Final = 3600.0
-# The controller pings too, and more often: ours only find out that it is gone without a word, which has no hurry.
-_PING_INTERVAL: Final = 60.0
 _RENEWAL_RETRY: Final = 600.0
 _GREETING_PATIENCE: Final = 30.0
-_GATHER_DENIED: Final = 2.0
-_DENIED_EVERY: Final = 60.0
-_DRIFT_EVERY: Final = 11.0
-_LONGEST_DRIFT: Final = 1000  # characters
 
 _BYE: Final = {
     "replaced": Event.REPLACED,
@@ -80,7 +61,6 @@ _BYE: Final = {
 }
 _GO_ON: Final = {Event.LOST, Event.SHUTDOWN, Event.CERTIFICATE_REFUSED}  # to another controller, if there is one
 _NODE_REMOVED: Final = "urn:wardmesh:problem:node-removed"
-_CERTIFICATE_REQUIRED: Final = "urn:wardmesh:problem:certificate-required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,29 +83,18 @@ class Control:
         state: StateDir,
         node: NodeFile,
         applier: Applier,
-        report: Callable[[], HostReport],
+        telling: Telling,
         *,
-        denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
         asked: Asked,
         records: RecordsPost | None = None,
-        serving: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
-        """`denied` tells what was denied since a minute, oldest first; `serving`, why a service cannot answer.
-
-        `asked` and `records` use the stream while it stands.
-        """
+        """`telling`, `asked` and `records` use the stream while it stands."""
         self._state = state
         self._node = node
         self._applier = applier
-        self._report = report
-        self._denied = denied
+        self._telling = telling
         self._records = records or RecordsPost()
-        self._serving = serving
-        self._serving_changed = asyncio.Event()
         self._asked = asked
-        self._denied_more = asyncio.Event()
-        self._drift: str | None = None
-        self._drifted = asyncio.Event()
         self._controllers = Controllers(node.node_id, node.url, state.controllers())
         self._session = Session(resume=applier.desired is None or applier.desired.resume)
         self._phases = {
@@ -141,12 +110,8 @@ class Control:
         self._since = datetime.now(UTC)
         self._connected: datetime | None = None
         self._renewal_not_before = 0.0  # in the event loop's time
-        self._changed = asyncio.Event()
         self._hurry = asyncio.Event()
         self._leaving = False
-        self._reported: HostReport | None = None
-        self._told: Outcome | None = None
-        self._first: Revision | None = None  # what this connection began with
 
     @property
     def standing(self) -> Standing:
@@ -161,27 +126,10 @@ class Control:
         """The host leaves by its own will (or, after all, does not): being removed is then no news."""
         self._leaving = leaving
 
-    def changed(self) -> None:
-        """Something that the controller should know may have changed: the host's report, or what is in force."""
-        self._changed.set()
-
-    def drifted(self, what: str) -> None:
-        """Somebody changed what agentd made; the controller is told, later when it is away."""
-        self._drift = what[:_LONGEST_DRIFT]
-        self._drifted.set()
-
-    def denied_more(self) -> None:
-        """Something was denied that the controller has not been told."""
-        self._denied_more.set()
-
-    def serving_changed(self) -> None:
-        """A service that this host may serve may be able to answer now, or not any more."""
-        self._serving_changed.set()
-
     def addresses_changed(self, own: Iterable[Address]) -> None:
         """This host has these addresses now: a stream from another is dead, and what waits need not wait longer."""
         self._hurry.set()
-        self.changed()
+        self._telling.changed()
         if self._socket is not None and self._socket.local_address and self._socket.local_address[0] not in set(own):
             self._socket.transport.abort()  # else only the next missing pong would tell
 
@@ -246,26 +194,15 @@ class Control:
         return Event.RENEWED
 
     async def _connect(self) -> Event:
-        url = "wss://" + self._controllers.current.removeprefix("https://").rstrip("/") + STREAM_PATH
         try:
-            self._socket = await connect(
-                url,
-                ssl=self._tls(),
-                subprotocols=[Subprotocol(PROTOCOL)],
-                compression=None,  # a deflate window would cost more memory than the map
-                proxy=None,
-                max_size=_LARGEST_FRAME,
-                ping_interval=_PING_INTERVAL,
-                close_timeout=2,
-            )
-        except (OSError, InvalidHandshake, ConnectionClosed, AgentError) as error:
-            return self._connection_failed(error)
+            self._socket = await dial(self._controllers.current, self._state, self._node)
+        except FAILURES as error:
+            return self._broken(error)
         return Event.OPENED
 
     async def _greet(self) -> Event:
-        desired, report = self._applier.desired, self._report()
+        desired, report = self._applier.desired, self._telling.greet()
         revision = desired.netmap.revision if desired and self._session.resume else None
-        self._reported, self._told, self._first = report, None, None
         try:
             timeline = desired.netmap.mesh.timeline if desired else ""
             await self._send(Hello(revision=revision, mesh=self._node.mesh.id, timeline=timeline, report=report))
@@ -275,29 +212,24 @@ class Control:
             self._fail(f"the controller did not send a map within {_GREETING_PATIENCE:.0f} s")
             return Event.LOST
         except (ConnectionClosed, OSError) as error:
-            return self._connection_failed(error)
+            return self._broken(error)
 
     async def _stream(self) -> Event:
-        helpers = [
-            asyncio.create_task(helper)
-            for helper in (
-                self._tell_changes(),
-                self._tell_serving(),
-                self._tell_denied(),
-                self._tell_drift(),
-                self._renew_in_time(),
-            )
-        ]
-        try:
-            event = Event.MAP
-            async with self._asked.connected(self._send):
-                with self._records.connected(self._send):
-                    while event is Event.MAP:
-                        event = await self._receive()
-        except (ConnectionClosed, OSError) as error:
-            return self._connection_failed(error)
-        finally:
-            await _stop(helpers)
+        async with running(
+            self._telling.changes(self._send),
+            self._telling.services(self._send),
+            self._telling.denials(self._send),
+            self._telling.drifts(self._send),
+            self._renew_in_time(),
+        ):
+            try:
+                event = Event.MAP
+                async with self._asked.connected(self._send):
+                    with self._records.connected(self._send):
+                        while event is Event.MAP:
+                            event = await self._receive()
+            except (ConnectionClosed, OSError) as error:
+                return self._broken(error)
         return event
 
     async def _park(self) -> Event:
@@ -356,70 +288,9 @@ class Control:
                 f"the controller sent a map for {netmap.node.id} in mesh {netmap.mesh.id}, which is not this node"
             )
             return Event.GAP
-        if isinstance(frame, Snapshot) or self._first is None:
-            # What was in force before this frame may be of another history: only what follows is told.
-            self._first, self._told = netmap.revision, None
+        self._telling.brought(netmap.revision, anew=isinstance(frame, Snapshot))
         self._applier.desire(SavedMap(netmap))
         return Event.MAP
-
-    async def _tell_changes(self) -> None:
-        """Send what the controller does not know yet, the latest of each kind, until the connection ends."""
-        with suppress(ConnectionClosed):  # the receiver reports it
-            while True:
-                self._changed.clear()  # before looking: what changes from here on is looked at again
-                report = self._report()
-                if report != self._reported:
-                    self._reported = report
-                    await self._send(Report(report=report))
-                outcome = self._applier.outcome
-                if outcome is not None and outcome != self._told and self._is_answer(outcome):
-                    self._told = outcome
-                    await self._send(Applied(revision=outcome.revision, error=outcome.error))
-                await self._changed.wait()
-
-    async def _tell_denied(self) -> None:
-        """Soon after something is denied, and then once a minute at most while more is, until the connection ends."""
-        since = 0
-        with suppress(ConnectionClosed):  # the receiver reports it
-            while True:
-                await self._denied_more.wait()
-                await asyncio.sleep(_GATHER_DENIED)
-                self._denied_more.clear()
-                for minute, frame in list(self._denied(since)):
-                    await self._send(frame)
-                    since = minute  # and again with the next: it may not be over
-                await asyncio.sleep(_DENIED_EVERY)
-
-    async def _tell_drift(self) -> None:
-        """The latest that somebody changed, at most once in ten seconds, until the connection ends."""
-        with suppress(ConnectionClosed):  # the receiver reports it
-            while True:
-                await self._drifted.wait()
-                self._drifted.clear()
-                if self._drift is not None:
-                    await self._send(Drift(what=self._drift))
-                    self._drift = None
-                await asyncio.sleep(_DRIFT_EVERY)
-
-    async def _tell_serving(self) -> None:
-        """Regularly while there is something to serve, and at once when it changed, until the connection ends."""
-        with suppress(ConnectionClosed):  # the receiver reports it
-            while True:
-                self._serving_changed.clear()
-                if services := dict(self._serving()):
-                    await self._send(Serving(services=services))
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(SERVING_INTERVAL):
-                        await self._serving_changed.wait()
-
-    def _is_answer(self, outcome: Outcome) -> bool:
-        """False for the outcome of a map that this connection did not bring."""
-        desired = self._applier.desired
-        return (
-            self._first is not None
-            and desired is not None
-            and self._first <= outcome.revision <= desired.netmap.revision
-        )
 
     async def _renew_in_time(self) -> None:
         """Renew while the stream stands; the new certificate serves the next connection."""
@@ -433,20 +304,6 @@ class Control:
             await self._renew()
             self._renewal_not_before = loop.time() + _RENEWAL_RETRY
 
-    def _tls(self) -> ssl.SSLContext:
-        """TLS with the node's certificate. Raises AgentError."""
-        ca, certificate, key = self._state.ca(), self._state.read(CERTIFICATE), self._state.read(IDENTITY_KEY)
-        if ca is None or certificate is None or key is None:
-            raise StateError(f"{self._state.path} has lost its identity: run `agentd leave --force` and join again")
-        context = trusting(None if self._node.trust == "system" else ca)
-        try:
-            return with_client_certificate(context, certificate, key)
-        except ssl.SSLError as error:
-            raise StateError(
-                f"{self._state.path / CERTIFICATE} or {IDENTITY_KEY} beside it is damaged ({error.reason or error}): "
-                "restore both from a backup, or run `agentd leave --force` and join again"
-            ) from error
-
     def _renewal_due(self) -> datetime:
         """When to renew; at once when the certificate cannot be read, because renewing says why."""
         try:
@@ -456,25 +313,10 @@ class Control:
             certificate = None
         return due(certificate) if certificate else datetime.now(UTC)
 
-    def _connection_failed(self, error: Exception) -> Event:
-        url = self._controllers.current
-        if isinstance(error, InvalidStatus):
-            problem = _problem(error)
-            self._fail(f"the controller at {url} refused the stream: {problem.detail}")
-            return Event.CERTIFICATE_REFUSED if problem.type == _CERTIFICATE_REQUIRED else Event.LOST
-        if isinstance(error, InvalidMessage):
-            # In TLS 1.3 our handshake is over before the server looks at our certificate (RFC 8446 section 2), and
-            # asyncio's TLS drops the alert that would tell: a refused certificate looks like a connection that ends.
-            # Renewing one that was not refused does no harm.
-            self._fail(f"the controller at {url} closed the connection without an answer: renewing the certificate")
-            return Event.CERTIFICATE_REFUSED
-        if isinstance(error, AgentError):
-            self._fail(str(error))
-        elif isinstance(error, ConnectionClosed):
-            self._fail(f"the connection to the controller at {url} broke ({error})")
-        else:
-            self._fail(str(unreachable(url, error, None)))
-        return Event.LOST
+    def _broken(self, error: Exception) -> Event:
+        found = broken(self._controllers.current, error)
+        self._fail(found.reason)
+        return Event.CERTIFICATE_REFUSED if found.refused else Event.LOST
 
     def _fail(self, error: str) -> None:
         if error != self._error and not self._leaving:
@@ -489,21 +331,3 @@ class Control:
         socket, self._socket = self._socket, None
         if socket is not None:
             await socket.close()
-
-
-async def _stop(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    for result in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(result, Exception):
-            raise result
-
-
-def _problem(error: InvalidStatus) -> Problem:
-    """What the controller (or whatever stands before it) said instead of opening the stream."""
-    response = error.response
-    try:
-        return Problem.model_validate_json(response.body or b"")
-    except ValidationError:
-        status = f"HTTP {response.status_code} {response.reason_phrase}"
-        return Problem(type="about:blank", title=status, status=response.status_code, detail=status)

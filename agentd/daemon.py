@@ -42,6 +42,7 @@ from .records import RecordsPost
 from .sd_notify import notify
 from .serving import Serving
 from .state import WIREGUARD_KEY, NodeFile, StateDir
+from .telling import Telling
 from .tunnel_key import TunnelKey
 
 __all__ = ["leave_without_daemon", "run"]
@@ -159,20 +160,24 @@ class _Daemon:
         self._naming = Naming(config)
         self._prober = prober
         notices = self._load_map()
-        self._control = Control(
-            state,
-            self._node,
+        self._telling = Telling(
             self._applier,
             self._report,
             denied=lambda since: reports(self._denied, since, time.time()),
             serving=self._serving.health,
+        )
+        self._control = Control(
+            state,
+            self._node,
+            self._applier,
+            self._telling,
             asked=Asked(lambda question: tell(self._parts, question)),
             records=self._records,
         )
         prober.connect(
             private_key=lambda: self._key.raw,
             changed=lambda: self._applier.wake("paths"),
-            seen=self._control.changed,
+            seen=self._telling.changed,
         )
         notices += self._hear_denied()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -183,6 +188,7 @@ class _Daemon:
             kernel=kernel,
             applier=self._applier,
             control=self._control,
+            telling=self._telling,
             key=self._key,
             own=own,
             prober=self._prober,
@@ -235,7 +241,7 @@ class _Daemon:
 
     def _heard_denied(self, flow: Flow) -> None:
         self._denied.add(flow, time.time())
-        self._control.denied_more()
+        self._telling.denied_more()
 
     def _report(self) -> HostReport:
         return report(
@@ -275,14 +281,14 @@ class _Daemon:
         return [*names, *(await self._gateway.end() if self._gateway is not None else [])]
 
     def _serving_changed(self) -> None:
-        self._control.serving_changed()
+        self._telling.serving_changed()
         if self._gateway is not None:
             self._gateway.wake()
 
     async def _watch_drift(self) -> None:
         async for reason in self._kernel.drift():
             self._applier.drifted(reason)
-            self._control.drifted(reason)
+            self._telling.drifted(reason)
 
     async def _watch_addresses(self) -> None:
         async for addresses in self._own.changes():
@@ -296,7 +302,7 @@ class _Daemon:
             self._serving.adopt(self._applier.in_force)
             self._naming.adopt(self._applier.in_force)
             self._prober.adopt(self._applier.in_force)
-        self._control.changed()
+        self._telling.changed()
         self._tell_systemd(
             f"revision {outcome.revision} is not in force: {outcome.error}"
             if outcome.error

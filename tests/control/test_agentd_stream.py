@@ -16,16 +16,19 @@ import pytest
 from agentd import control as control_module
 from agentd.apply import Applier
 from agentd.asked import Asked
+from agentd.background import running as while_open
 from agentd.config import Config
 from agentd.control import Control
 from agentd.denied import DeniedLog, Flow
 from agentd.denied_report import reports
+from agentd.errors import StateError
 from agentd.join import HostFacts, join
 from agentd.model import KernelError
 from agentd.netmap import load
 from agentd.reconcile import Applied
 from agentd.session import Phase
 from agentd.state import StateDir
+from agentd.telling import Telling
 from controller.server import running
 from controller.settings import Listen, Settings
 from controller.wire.asking import Answer, Ask
@@ -63,6 +66,7 @@ class Agent:
     kernel: Memory
     applier: Applier
     control: Control
+    telling: Telling
     endpoints: list[str]
     denied: DeniedLog
 
@@ -98,36 +102,27 @@ async def connected(state: StateDir) -> AsyncIterator[Agent]:
     assert key is not None
     endpoints = ["192.0.2.7:51820"]
     kernel, denied = Memory(), DeniedLog()
-    controls: list[Control] = []
-    applier = Applier(kernel, state, on_outcome=lambda _: controls[0].changed())
+    tellings: list[Telling] = []
+    applier = Applier(kernel, state, on_outcome=lambda _: tellings[0].changed())
     saved, _ = load(state)
     if saved is not None:
         applier.desire(saved, saved=True)
-    control = Control(
-        state,
-        node,
+    telling = Telling(
         applier,
         lambda: HostReport(agent_version="test", public_key=key.public, endpoints=tuple(endpoints)),
         denied=lambda since: reports(denied, since, 0),
-        asked=Asked(kernel.answer),
     )
-    controls.append(control)
-    tasks = [asyncio.create_task(applier.run()), asyncio.create_task(control.run())]
-    try:
-        yield Agent(state, kernel, applier, control, endpoints, denied)
-    finally:
-        for task in tasks:
-            task.cancel()
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, Exception):
-                raise result
+    tellings.append(telling)
+    control = Control(state, node, applier, telling, asked=Asked(kernel.answer))
+    async with while_open(applier.run(), control.run()):
+        yield Agent(state, kernel, applier, control, telling, endpoints, denied)
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses are a matter of the state machine's own tests."""
-    monkeypatch.setattr("agentd.control._GATHER_DENIED", 0.01)
-    monkeypatch.setattr("agentd.control._DENIED_EVERY", 0.01)
+    monkeypatch.setattr("agentd.telling._GATHER_DENIED", 0.01)
+    monkeypatch.setattr("agentd.telling._DENIED_EVERY", 0.01)
     monkeypatch.setattr("agentd.session._FIRST_PAUSE", 0.05)
     monkeypatch.setattr("agentd.session._LONGEST_PAUSE", 0.2)
 
@@ -208,7 +203,7 @@ async def test_a_map_that_cannot_be_saved_is_in_force_all_the_same(
     admin: Client, state: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise control_module.StateError("cannot write netmap.json: the disk is full: free some space and try again")
+        raise StateError("cannot write netmap.json: the disk is full: free some space and try again")
 
     monkeypatch.setattr("agentd.apply.save", full)
     async with connected(state) as agent:
@@ -241,7 +236,7 @@ async def test_what_changes_on_the_host_is_told(admin: Client, state: StateDir) 
     async with connected(state) as agent:
         await until(lambda: agent.standing is Phase.STREAMING)
         agent.endpoints[:] = ["192.0.2.8:51820"]
-        agent.control.changed()
+        agent.telling.changed()
         async with asyncio.timeout(20):
             while (await node(admin, "db-1"))["endpoints"] != ["192.0.2.8:51820"]:
                 await asyncio.sleep(0.02)
@@ -374,7 +369,7 @@ async def test_what_is_denied_is_told_also_when_it_goes_on(admin: Client, tmp_pa
         await until(lambda: agent.standing is Phase.STREAMING)
         for moment, wanted in ((0, [(1, "00:00")]), (1, [(2, "00:00")]), (60, [(1, "00:01"), (2, "00:00")])):
             agent.denied.add(flow, moment)
-            agent.control.denied_more()
+            agent.telling.denied_more()
             await until_told(*((packets, f"1970-01-01T{minute}:00Z") for packets, minute in wanted))
 
 
@@ -387,8 +382,8 @@ async def test_what_somebody_changed_is_one_audit_entry_by_the_host(admin: Clien
     assert node is not None
     entries: list[dict[str, object]] = []
     async with connected(state) as agent:
-        agent.control.drifted("x" * 5000)
-        agent.control.drifted("write the table")
+        agent.telling.drifted("x" * 5000)
+        agent.telling.drifted("write the table")
         async with asyncio.timeout(20):
             while not entries:
                 await asyncio.sleep(0.02)

@@ -17,6 +17,7 @@ from agentd.local_server import listening, serve
 from agentd.reconcile import Applied
 from agentd.records import RecordsPost
 from agentd.state import StateDir
+from agentd.telling import Telling
 from controller.wire.asking import Answer as Told
 from controller.wire.asking import Ask
 from controller.wire.netmap import Netmap
@@ -39,10 +40,11 @@ async def main(state_dir: Path, socket: Path) -> None:
     assert node is not None
     assert key is not None
     post = RecordsPost()
-    controls: list[Control] = []
-    applier = Applier(NoKernel(), state, on_outcome=lambda _: controls[0].changed())
+    telling: list[Telling] = []
+    applier = Applier(NoKernel(), state, on_outcome=lambda _: telling[0].changed())
     report = HostReport(agent_version="test", public_key=key.public)
-    controls.append(Control(state, node, applier, lambda: report, asked=Asked(without_kernel), records=post))
+    telling.append(Telling(applier, lambda: report))
+    control = Control(state, node, applier, telling[0], asked=Asked(without_kernel), records=post)
 
     async def handle(request: Request) -> Answer:
         if isinstance(request, RecordsRequest):
@@ -61,7 +63,7 @@ async def main(state_dir: Path, socket: Path) -> None:
         )
 
     with listening(socket, None) as server:
-        await asyncio.gather(applier.run(), controls[0].run(), serve(server, handle, lambda _: None))
+        await asyncio.gather(applier.run(), control.run(), serve(server, handle, lambda _: None))
 
 
 if __name__ == "__main__":
