@@ -6,7 +6,7 @@ Reads the daemon's parts; changes nothing but by calling one of them.
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import assert_never
@@ -42,12 +42,6 @@ from .local_api import (
     Left,
     Listening,
     ListenRequest,
-    Netcheck,
-    NetcheckRequest,
-    Paths,
-    PathsRequest,
-    PathStatus,
-    PeerPaths,
     Peers,
     PeersRequest,
     PeerStatus,
@@ -58,14 +52,14 @@ from .local_api import (
     ServingReport,
     Status,
     StatusRequest,
-    StunServer,
     WhoisRequest,
 )
 from .local_server import Handed, Subscription
 from .model import Counted, KernelError, Observed
 from .naming import Naming
 from .netmap import live_rules, whois
-from .paths.checks import View
+from .path_answers import netcheck, paths, ping
+from .path_messages import NetcheckRequest, PathsRequest, PingRequest
 from .probing import Prober
 from .reconcile import Reconciler
 from .records import RecordsPost
@@ -115,7 +109,8 @@ async def answer(parts: Parts, request: Request) -> Answer | Handed | Subscripti
     if isinstance(request, ServingReport):
         raise AgentError("serving is for the connection that asked for the gateway's policy")
     if isinstance(request, NetcheckRequest):
-        return _netcheck(parts)
+        candidates = endpoints(parts.config, parts.own.now, parts.node.mesh)
+        return netcheck(parts.prober, candidates, parts.config.listen_port)
     return await _answer(parts, request)
 
 
@@ -127,6 +122,7 @@ async def _answer(
     | DiffRequest
     | DeniedRequest
     | PathsRequest
+    | PingRequest
     | RecordsRequest
     | RotateKeyRequest
     | LeaveRequest,
@@ -135,9 +131,8 @@ async def _answer(
         match request:
             case StatusRequest():
                 return await _status(parts)
-            case PeersRequest() | PathsRequest():
-                listed = _peers(_map(parts), await parts.kernel.observe())
-                return Peers(peers=listed) if isinstance(request, PeersRequest) else _paths(parts, listed)
+            case PeersRequest() | PathsRequest() | PingRequest():
+                return await _about_peers(parts, request)
             case WhoisRequest():
                 return _identity(parts, request.address)
             case DiffRequest():
@@ -168,6 +163,18 @@ async def tell(parts: Parts, question: Ask) -> Told:
         accepted={grant: packets for grant, packets in most if packets},
         denied={where: packets for where, packets in counted.denied.items() if packets},
     )
+
+
+async def _about_peers(parts: Parts, request: PeersRequest | PathsRequest | PingRequest) -> Answer:
+    netmap = _map(parts)
+    listed = _peers(netmap, await parts.kernel.observe())
+    match request:
+        case PeersRequest():
+            return Peers(peers=listed)
+        case PathsRequest():
+            return paths(parts.prober, listed)
+        case PingRequest():
+            return await ping(parts.prober, netmap, listed, request)
 
 
 async def _act(parts: Parts, request: RecordsRequest | RotateKeyRequest | LeaveRequest) -> Answer:
@@ -286,36 +293,6 @@ def _peer(peer: Peer, observed: Observed) -> PeerStatus:
         received=there.rx_bytes if there else 0,
         sent=there.tx_bytes if there else 0,
         applied=there is not None,
-    )
-
-
-def _paths(parts: Parts, listed: Iterable[PeerStatus]) -> Paths:
-    return Paths(
-        peers=tuple(
-            PeerPaths(
-                id=peer.id, name=peer.name, endpoint=peer.endpoint, paths=tuple(map(_path, parts.prober.paths(peer.id)))
-            )
-            for peer in listed
-        )
-    )
-
-
-def _path(view: View) -> PathStatus:
-    return PathStatus(
-        endpoint=view.endpoint, state=view.state.value, rtt=view.rtt, chosen=view.chosen, learned=view.learned
-    )
-
-
-def _netcheck(parts: Parts) -> Netcheck:
-    servers = tuple(StunServer(server=each.server, mapped=each.mapped, rtt=each.rtt) for each in parts.prober.servers)
-    answering = any(server.mapped is not None for server in servers)
-    return Netcheck(
-        nat=parts.prober.nat,
-        udp="works" if answering else "no answer" if servers else "not asked",
-        candidates=endpoints(parts.config, parts.own.now, parts.node.mesh),
-        reflexive=parts.prober.reflexive,
-        servers=servers,
-        listen_port=parts.config.listen_port,
     )
 
 

@@ -36,7 +36,8 @@ from .local_server import Handed, Subscription, listening, serve
 from .model import KernelError, LinkSettings
 from .naming import Naming, remove_names
 from .netmap import load
-from .probing import Prober, ProbeSocket, stun_of
+from .probe_socket import ProbeSocket
+from .probing import Prober, stun_of
 from .reconcile import Reconciler
 from .records import RecordsPost
 from .sd_notify import notify

@@ -17,6 +17,8 @@ from controller.wire.denials import Denial
 from controller.wire.mcp import GatewayPolicy, ServiceName
 from controller.wire.netmap import NodeId
 
+from .path_messages import Netcheck, NetcheckRequest, Paths, PathsRequest, PingRequest, Pong
+
 __all__ = [
     "GATEWAY_ONLY",
     "LARGEST_REQUEST",
@@ -38,12 +40,6 @@ __all__ = [
     "Left",
     "ListenRequest",
     "Listening",
-    "Netcheck",
-    "NetcheckRequest",
-    "PathStatus",
-    "Paths",
-    "PathsRequest",
-    "PeerPaths",
     "PeerStatus",
     "Peers",
     "PeersRequest",
@@ -57,7 +53,6 @@ __all__ = [
     "ServingReport",
     "Status",
     "StatusRequest",
-    "StunServer",
     "WhoisRequest",
     "answer_type",
     "request_type",
@@ -95,18 +90,6 @@ class DeniedRequest(Message):
     """Which packets were denied in the last hour?"""
 
     request: Literal["denied"] = "denied"
-
-
-class PathsRequest(Message):
-    """By which ways are the peers reached?"""
-
-    request: Literal["paths"] = "paths"
-
-
-class NetcheckRequest(Message):
-    """From where is this host seen, and what is in between?"""
-
-    request: Literal["netcheck"] = "netcheck"
 
 
 class RecordsRequest(Message):
@@ -184,6 +167,7 @@ Request = Annotated[
     | DeniedRequest
     | PathsRequest
     | NetcheckRequest
+    | PingRequest
     | RecordsRequest
     | RotateKeyRequest
     | LeaveRequest
@@ -327,52 +311,6 @@ class Peers(Message):
     peers: tuple[PeerStatus, ...]
 
 
-class PathStatus(Message):
-    """One endpoint of a peer as it was found. `learned`: only the peer's own questions told of it."""
-
-    endpoint: Endpoint
-    state: Literal["trying", "working", "doubted", "silent"]
-    rtt: float | None = Field(default=None, description="seconds, of the last answer")
-    chosen: bool = False
-    learned: bool = False
-
-
-class PeerPaths(Message):
-    """The ways to a peer. `endpoint`: where WireGuard sends to now."""
-
-    id: NodeId
-    name: NodeName
-    endpoint: str | None = None
-    paths: tuple[PathStatus, ...] = ()
-
-
-class Paths(Message):
-    """The answer to PathsRequest, by the map in force. A static peer has no agentd that would answer: no paths."""
-
-    answer: Literal["paths"] = "paths"
-    peers: tuple[PeerPaths, ...]
-
-
-class StunServer(Message):
-    """Who was asked from where this host is seen. `mapped`: what it said; None: it does not answer."""
-
-    server: Endpoint
-    mapped: Endpoint | None = None
-    rtt: float | None = Field(default=None, description="seconds")
-
-
-class Netcheck(Message):
-    """The answer to NetcheckRequest."""
-
-    answer: Literal["netcheck"] = "netcheck"
-    nat: Literal["none", "endpoint-independent", "endpoint-dependent", "unknown"]
-    udp: Literal["works", "no answer", "not asked"]
-    candidates: tuple[Endpoint, ...] = Field(description="the host's own endpoints, as peers hear of them")
-    reflexive: tuple[Endpoint, ...] = Field(description="where it is seen, if that is elsewhere")
-    servers: tuple[StunServer, ...] = ()
-    listen_port: int
-
-
 class Identity(Message):
     """The answer to WhoisRequest, from the map in force. `addresses` are the node's own, without those it holds."""
 
@@ -456,6 +394,7 @@ Answer = Annotated[
     | Peers
     | Paths
     | Netcheck
+    | Pong
     | Identity
     | Diff
     | Denied

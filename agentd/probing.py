@@ -10,7 +10,7 @@ import itertools
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -24,80 +24,17 @@ from .paths.checks import Checks, View
 from .paths.discovery import Discovery, NatKind, ServerView
 from .paths.pair import Pair, pair
 from .paths.prefer import Preference
+from .probe_socket import ProbeSocket
 
-__all__ = ["ProbeSocket", "Prober", "stun_of"]
+__all__ = ["PathKind", "Prober", "stun_of"]
+
+PathKind = Literal["lan", "direct"]  # `lan`: on a network that this host is on
 
 log = logging.getLogger("agentd.probing")
 
-_AT_ONCE: Final = 64  # datagrams between two looks at everything else
 _RESOLVE_RETRY: Final = 60.0  # seconds
-# Ports that people give to WireGuard, which must be free when its link is made.
-_WIREGUARD_PORTS: Final = range(51820, 51920)
 # With it a request is no shorter than its answer: nobody can be flooded by our question in his name.
 _SOFTWARE: Final = b"wardmesh agentd     "
-
-
-class ProbeSocket:
-    """One UDP socket for both families, at a port that the kernel chooses. Use as a context manager."""
-
-    def __init__(self, listen_port: int) -> None:
-        self._socket = _bind({listen_port, *_WIREGUARD_PORTS})
-        self.six = self._socket.family == socket.AF_INET6
-
-    def __enter__(self) -> "ProbeSocket":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    @property
-    def port(self) -> int:
-        """Its own port, which nobody outside sees."""
-        return int(self._socket.getsockname()[1])
-
-    def fileno(self) -> int:
-        """Its descriptor."""
-        return self._socket.fileno()
-
-    def send(self, data: bytes, to: Endpoint) -> None:
-        """Send, if there is a way there: a question without a way is a question without an answer."""
-        address, port = split_endpoint(to)
-        if self.six and ":" not in address:
-            address = f"::ffff:{address}"
-        try:
-            self._socket.sendto(data, (address, port))
-        except OSError as error:
-            log.debug("no way to %s: %s", to, error.strerror)
-
-    def received(self) -> Iterator[tuple[bytes, Endpoint]]:
-        """What has come, with its source."""
-        for _ in range(_AT_ONCE):
-            try:
-                data, source = self._socket.recvfrom(2048)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                log.debug("the probes' socket: %s", error.strerror)  # an ICMP error about something sent earlier
-                continue
-            address = ipaddress.ip_address(source[0].partition("%")[0])
-            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-                address = address.ipv4_mapped
-            if source[1]:
-                yield data, format_endpoint(str(address), source[1])
-
-
-def _bind(taken: set[int]) -> socket.socket:
-    while True:
-        try:
-            made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            made.bind(("::", 0))
-        except OSError:  # a kernel without IPv6
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-            made.bind(("", 0))
-        if made.getsockname()[1] not in taken:
-            return made
-        made.close()
 
 
 @dataclass(slots=True)
@@ -107,6 +44,15 @@ class _Known:
     keys: dict[NodeId, PublicKey] = field(default_factory=dict)
     pairs: dict[NodeId, tuple[PublicKey, bytes, Pair]] = field(default_factory=dict)
     names: dict[bytes, NodeId] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Asked once, outside of the checks. `answer` becomes the time at which it came."""
+
+    node: NodeId
+    endpoint: Endpoint
+    answer: asyncio.Future[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +84,7 @@ class Prober:
         self._links: _Links | None = None
         self._checks, self._discovery, self._known = Checks(Preference(own.chooser)), Discovery(), _Known()
         self._given: dict[NodeId, Endpoint | None] = {}
+        self._questions: dict[bytes, _Question] = {}  # by transaction
         self._fresh = (os.urandom(12) for _ in itertools.count())
         self._timer: asyncio.TimerHandle | None = None
         self._resolve = asyncio.Event()
@@ -177,6 +124,30 @@ class Prober:
     def paths(self, node: NodeId) -> tuple[View, ...]:
         """What is known of the ways to a peer."""
         return self._checks.views(node)
+
+    def kind(self, endpoint: Endpoint) -> PathKind:
+        """What sort of path leads there."""
+        return "lan" if self._own.chooser.is_near(endpoint) else "direct"
+
+    async def ask(self, node: NodeId, endpoint: Endpoint, *, patience: float) -> float | None:
+        """Ask a peer there once; the round trip time in seconds, None when no answer came within `patience`.
+
+        Whatever comes of it changes no path.
+        """
+        shared = self._pair(node)
+        if shared is None:
+            return None
+        transaction, sent = next(self._fresh), self._now
+        question = _Question(node, endpoint, asyncio.get_running_loop().create_future())
+        self._questions[transaction] = question
+        try:
+            self._socket.send(encode(Binding("request", transaction, username=shared.ours), shared.key), endpoint)
+            async with asyncio.timeout(patience):
+                return await question.answer - sent
+        except TimeoutError:
+            return None
+        finally:
+            del self._questions[transaction]
 
     # --- what others tell ---
 
@@ -299,10 +270,15 @@ class Prober:
             self._checks.asked(node, source, self._now)
 
     def _answered(self, data: bytes, message: Binding, source: Endpoint) -> None:
-        node = self._checks.whose(message.transaction)
+        question = self._questions.get(message.transaction)
+        node = question.node if question is not None else self._checks.whose(message.transaction)
         shared = self._pair(node) if node is not None else None
-        if shared is not None and is_authentic(data, message, shared.key):
+        if shared is None or not is_authentic(data, message, shared.key):
+            return
+        if question is None:
             self._checks.answered(message.transaction, source, self._now)
+        elif question.endpoint == source and not question.answer.done():
+            question.answer.set_result(self._now)
 
     def _pair(self, node: NodeId) -> Pair | None:
         """What is shared with a peer, made when it is first asked: thousands at once would take seconds."""

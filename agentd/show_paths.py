@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .local_api import Netcheck, Paths, PathStatus, PeerPaths
+from .path_messages import Netcheck, Paths, PathStatus, PeerPaths
 
 __all__ = ["netcheck", "paths"]
 

@@ -12,7 +12,8 @@ import pytest
 from agentd.facts import OwnAddresses
 from agentd.model import LinkSettings
 from agentd.paths.candidates import candidates
-from agentd.probing import Prober, ProbeSocket
+from agentd.probe_socket import ProbeSocket
+from agentd.probing import Prober
 from agentd.reconcile import Reconciler
 from controller.settings import Listen
 from controller.stun import listen
@@ -231,3 +232,13 @@ def test_paths_of_agents_behind_nats_are_found_by_way_of_the_controller_and_show
         )
         assert "right" in left.run("paths")
         assert "endpoint-independent" in left.run("netcheck")
+        summary = json.loads(left.run("ping", "right", "--count", "3", "--interval", "0.1", "--json"))
+        assert (summary["name"], summary["sent"]) == ("right", 3)
+        assert summary["pongs"][0]["endpoint"] == chosen()[0]["endpoint"]
+        assert summary["received"] > 0
+        assert "right answers directly from" in left.run("ping", address, "-c", "1")
+        # It is about the path, not about what policy lets pass on it.
+        controller.put_policy("grants: [{from: ['*'], to: ['*'], ip: ['tcp:9']}]")
+        assert "answered" in left.run("ping", "right", "-c", "1")
+        for other in ("left", "nobody"):
+            assert left.run("ping", other, "-c", "1", check=False) == ""

@@ -8,7 +8,8 @@ from contextlib import AsyncExitStack, ExitStack
 import pytest
 
 from agentd.facts import OwnAddresses
-from agentd.probing import Prober, ProbeSocket
+from agentd.probe_socket import ProbeSocket
+from agentd.probing import Prober
 from controller.settings import Listen
 from controller.stun import listen
 from controller.wire.stun import Binding, encode
@@ -96,6 +97,23 @@ async def test_paths_questions_without_a_key_get_no_answer() -> None:
             await until(lambda: right.prober.paths("n1")[0].state == "working")
             assert [view.endpoint for view in left.prober.paths("n2")] == [view.endpoint for view in views]
             assert list(stranger.received()) == []
+
+
+async def test_paths_are_measured_by_a_question_that_only_the_peer_there_answers() -> None:
+    with ExitStack() as sockets:
+        async with AsyncExitStack() as stack:
+            left, right, third = (Probing(sockets, number) for number in (1, 2, 3))
+            await running(stack, left, right, third)
+            left.meet(right, third)
+            right.meet(left)
+            third.meet(left)
+            there = right.member.endpoints[0]
+            await until(lambda: all(any(v.chosen for v in left.prober.paths(name)) for name in ("n2", "n3")))
+            rtt = await left.prober.ask("n2", there, patience=20)
+            assert rtt is not None
+            assert 0 < rtt < 20
+            assert await left.prober.ask("n3", there, patience=0.5) is None
+            assert await left.prober.ask("n9", there, patience=20) is None
 
 
 async def test_paths_begin_with_where_the_controller_sees_this_host() -> None:

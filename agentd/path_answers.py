@@ -1,0 +1,85 @@
+"""What the daemon answers about paths: `agentd paths`, `agentd ping`, `agentd netcheck`. Changes nothing."""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+from controller.wire.base import Endpoint
+from controller.wire.netmap import Netmap
+
+from .errors import AgentError
+from .local_api import PeerStatus
+from .path_messages import Netcheck, Paths, PathStatus, PeerPaths, PingRequest, Pong, StunServer
+from .paths.checks import View
+from .probing import Prober
+
+__all__ = ["netcheck", "paths", "ping"]
+
+
+def paths(prober: Prober, listed: Iterable[PeerStatus]) -> Paths:
+    """The ways to these peers."""
+    return Paths(
+        peers=tuple(
+            PeerPaths(
+                id=peer.id, name=peer.name, endpoint=peer.endpoint, paths=tuple(map(_path, prober.paths(peer.id)))
+            )
+            for peer in listed
+        )
+    )
+
+
+def _path(view: View) -> PathStatus:
+    return PathStatus(
+        endpoint=view.endpoint, state=view.state.value, rtt=view.rtt, chosen=view.chosen, learned=view.learned
+    )
+
+
+async def ping(prober: Prober, netmap: Netmap | None, listed: Sequence[PeerStatus], request: PingRequest) -> Pong:
+    """Ask a peer's agentd once, at the endpoint and from the port that WireGuard uses. Raises AgentError.
+
+    An echo through the tunnel would say what policy lets pass; this says what the path does.
+    """
+    peer = _find(netmap, listed, request.peer)
+    endpoint, kind, rtt = peer.endpoint, prober.kind(peer.endpoint) if peer.endpoint else None, None
+    if endpoint is not None:
+        rtt = await prober.ask(peer.id, endpoint, patience=request.timeout)
+    return Pong(id=peer.id, name=peer.name, endpoint=endpoint, path=kind, rtt=rtt, handshake_age=peer.handshake_age)
+
+
+def _find(netmap: Netmap | None, listed: Sequence[PeerStatus], text: str) -> PeerStatus:
+    """The peer of that name, full name, id or address that has an agentd."""
+    if netmap is None:
+        raise AgentError("no map is in force yet, so nobody is known: look at `agentd status`")
+    name = text.lower().rstrip(".").removesuffix(f".{netmap.mesh.domain}")
+    if name == netmap.node.name or text == netmap.node.id or _address(text) in netmap.node.addresses:
+        raise AgentError(f"{text} is this host itself")
+    for peer in listed:
+        if name == peer.name or text == peer.id or _address(text) in peer.addresses:
+            if peer.kind == "static":
+                raise AgentError(
+                    f"{text} is a static peer, without an agentd that would answer: use `ping {peer.addresses[0]}`, "
+                    "which needs a grant for icmp"
+                )
+            return peer
+    raise AgentError(f"{text} is nobody that this host may talk to: look at `agentd peers`")
+
+
+def _address(text: str) -> str | None:
+    """The canonical text of an address; None for what is none."""
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def netcheck(prober: Prober, candidates: tuple[Endpoint, ...], listen_port: int) -> Netcheck:
+    """From where this host is seen. `candidates` are its own endpoints."""
+    servers = tuple(StunServer(server=each.server, mapped=each.mapped, rtt=each.rtt) for each in prober.servers)
+    answering = any(server.mapped is not None for server in servers)
+    return Netcheck(
+        nat=prober.nat,
+        udp="works" if answering else "no answer" if servers else "not asked",
+        candidates=candidates,
+        reflexive=prober.reflexive,
+        servers=servers,
+        listen_port=listen_port,
+    )

@@ -1,0 +1,86 @@
+"""`agentd ping`: asks the daemon to ask a peer, again and again, and prints what it said."""
+
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Final
+
+import typer
+from pydantic import Field
+
+from controller.wire.base import Message, NodeName
+
+from .local_client import ask
+from .path_messages import PingRequest, Pong
+
+__all__ = ["ping"]
+
+_PATIENCE: Final = 2.0  # seconds for an answer
+_PATHS: Final = {"lan": "directly, on the same network", "direct": "directly"}
+
+
+class _Summary(Message):
+    """What `agentd ping --json` prints. `loss` is the part without an answer, from 0 to 1."""
+
+    name: NodeName
+    sent: int
+    received: int
+    loss: float
+    rtt_min: Annotated[float | None, Field(description="seconds")]
+    rtt_mean: float | None
+    rtt_max: float | None
+    pongs: tuple[Pong, ...]
+
+
+def ping(socket: Path, peer: str, *, count: int, interval: float, json: bool) -> bool:
+    """True when at least one question was answered. Raises AgentError."""
+    pongs: list[Pong] = []
+    for number in range(count):
+        started = time.monotonic()
+        pongs.append(ask(socket, PingRequest(peer=peer, timeout=_PATIENCE), Pong))
+        if not json:
+            typer.echo(_line(pongs[-1]))
+        if number < count - 1:
+            time.sleep(max(0.0, started + interval - time.monotonic()))
+    summary = _summarised(pongs)
+    if json:
+        typer.echo(summary.model_dump_json(indent=2))
+    else:
+        typer.echo(_totals(summary))
+    return summary.received > 0
+
+
+def _summarised(pongs: list[Pong]) -> _Summary:
+    times = [pong.rtt for pong in pongs if pong.rtt is not None]
+    return _Summary(
+        name=pongs[-1].name,
+        sent=len(pongs),
+        received=len(times),
+        loss=round(1 - len(times) / len(pongs), 4),
+        rtt_min=min(times, default=None),
+        rtt_mean=fmean(times) if times else None,
+        rtt_max=max(times, default=None),
+        pongs=tuple(pongs),
+    )
+
+
+def _line(pong: Pong) -> str:
+    if pong.endpoint is None or pong.path is None:
+        return f"{pong.name}: no endpoint is known that it could be reached at: look at `agentd paths`"
+    if pong.rtt is None:
+        return f"{pong.name}: no answer from {pong.endpoint} within {_PATIENCE:.0f} s{_tunnel(pong)}"
+    return f"{pong.name} answers {_PATHS[pong.path]} from {pong.endpoint} in {pong.rtt * 1000:.1f} ms"
+
+
+def _tunnel(pong: Pong) -> str:
+    if pong.handshake_age is None:
+        return "; WireGuard has shaken hands with it never"
+    return f"; WireGuard's last handshake was {pong.handshake_age:.0f} s ago"
+
+
+def _totals(summary: _Summary) -> str:
+    counted = f"{summary.sent} asked, {summary.received} answered, {summary.loss:.0%} lost"
+    if summary.rtt_min is None or summary.rtt_mean is None or summary.rtt_max is None:
+        return counted
+    times = "/".join(f"{each * 1000:.1f}" for each in (summary.rtt_min, summary.rtt_mean, summary.rtt_max))
+    return f"{counted}; min/mean/max {times} ms"
