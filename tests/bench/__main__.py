@@ -21,7 +21,7 @@ from tests.runner.isolation import isolated
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-LIBRARY = {"__init__", "__main__", "figures"}
+LIBRARY = {"__init__", "__main__", "figures", "policies"}
 GUEST_SECONDS = 3600
 
 

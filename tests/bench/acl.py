@@ -1,35 +1,25 @@
-"""What per-host ACLs cost: throughput with large tables, a membership change, a revocation, a compile, an explanation.
+"""What per-host ACLs cost: throughput with large tables, a membership change, a compile, an explanation, a revocation.
 
 Throughput is TCP through the kernel's tunnel between two hosts, with the table of a large map at both ends, against the
 same tunnel with a small map's table and with no table at all. A revocation is timed from the REST call to the last
 byte of a live TCP flow that arrives, through a real controller and two real agentd.
 """
 
-import asyncio
 import ipaddress
 import json
-import random
 import socket
 import statistics
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Final, TypeVar
 
-from controller.mesh.state import MeshState
-from controller.policy import check
-from controller.records import Change, Fleet, NodeRecord, PolicyRecord
-from controller.server import running
-from controller.settings import Listen, Settings
 from controller.wire.base import Address
 from controller.wire.netmap import AddressSet, Direction, Netmap, Rule
 from tests.bench.figures import Bench, alternate
-from tests.control.support import Client
-from tests.kernel.maps import MESH, Member, allow, netmap
+from tests.bench.policies import explanation, policy_at_scale
+from tests.kernel.maps import MESH, allow, netmap
 from tests.kernel.nodes import Node, listening, pair
 from tests.lab import Lab, eventually
 from tests.lab.mesh import Agent, Controller
@@ -43,9 +33,7 @@ ROUNDS: Final = 12
 SECONDS: Final = 2  # of one throughput run
 CHANGES: Final = 30
 REVOCATIONS: Final = 40
-QUESTIONS: Final = 50
-NODES: Final = 1000
-GRANTS: Final = 300
+FLUSHES: Final = 20
 PORT: Final = 5201  # iperf3's
 ALLOWED: Final = "grants: [{from: ['tag:client'], to: ['tag:server'], ip: ['tcp:8000']}]\n"
 NOBODY: Final = "grants: []\n"
@@ -57,7 +45,13 @@ def measure(bench: Bench) -> None:
         membership_change(bench, left, right)
     policy_at_scale(bench)
     explanation(bench)
-    revocation(bench)
+    with Lab() as lab:
+        switch = lab.switch("net")
+        controller = Controller.start(lab.host("controller", switch))
+        client = Agent.join(lab.host("client", switch), controller.join_string("tag:client"))
+        server = Agent.join(lab.host("server", switch), controller.join_string("tag:server"))
+        revocation(bench, controller, client, server)
+        restoration(bench, server)
 
 
 # --- throughput -------------------------------------------------------------------------------------------------------
@@ -180,125 +174,34 @@ def membership_change(bench: Bench, left: Node, right: Node) -> None:
     bench.bar("membership_change_nft_transactions", transactions, "<=", 1)
 
 
-# --- a policy at scale ------------------------------------------------------------------------------------------------
-
-
-def policy_at_scale(bench: Bench) -> None:
-    """What a policy write costs the controller, with the fleet in memory: check, compile, say whom it concerns."""
-    fleet, text = scale()
-    state = MeshState(fleet, time.time())
-    check_s, report = timed(lambda: check(text, fleet))
-    if not report.ok or report.grants != GRANTS:
-        raise AssertionError(report)
-    write = Change(revision=2, policy=PolicyRecord(2, text))
-    compile_s, affected = timed(lambda: state.apply(write, time.time()))
-    maps_s, maps = timed(lambda: [state.netmap(node_id) for node_id in fleet.nodes])
-    rules = sum(len(one.rules) for one in maps if one is not None)
-    bench.table(
-        f"a policy of {GRANTS} grants for {NODES} nodes",
-        ("", "s"),
-        [
-            ("check, with its tests", check_s),
-            (f"compile, and find the {len(affected)} hosts that it concerns", compile_s),
-            (f"all {NODES} maps ({rules} rules)", maps_s),
-        ],
-    )
-    bench.figure("all_maps_s", maps_s)
-    bench.bar("policy_check_and_compile_s", check_s + compile_s, "<=", 1)
-
-
-def scale() -> tuple[Fleet, str]:
-    """A fleet and its policy; the same every time."""
-    chance = random.Random(1)
-    tags = [f"tag:t{number}" for number in range(60)]
-    nodes = {
-        f"n{number}": NodeRecord(
-            id=f"n{number}",
-            name=f"node-{number}",
-            kind="agent",
-            state="active",
-            tags=frozenset(chance.sample(tags, 2)),
-            addresses=(f"100.64.{number // 250}.{number % 250 + 1}", f"fd77:7761:7264::{number + 1:x}"),
-            public_key=Member(number).public_key,
-        )
-        for number in range(NODES)
-    }
-    grants = [
-        {
-            "from": chance.sample(tags, 2),
-            "to": [chance.choice(tags), f"node:node-{chance.randrange(NODES)}"],
-            "ip": [f"tcp:{1000 + number}", f"udp:{2000 + number}-{2010 + number}", "icmp"],
-        }
-        for number in range(GRANTS)
-    ]
-    tests = [{"from": grant["from"][0], "to": grant["to"][0], "accept": grant["ip"][:1]} for grant in grants[::10]]
-    text = json.dumps({"grants": grants, "tests": tests})
-    return Fleet(revision=1, mesh=MESH, nodes=nodes, policy=PolicyRecord(0, "")), text
-
-
-# --- an explanation over REST -----------------------------------------------------------------------------------------
-
-
-def explanation(bench: Bench) -> None:
-    """`GET /policy/explain` of a controller that holds the policy at scale; client and server share one process."""
-    times = asyncio.run(explain_times())
-    bench.table(
-        f"GET /policy/explain with {GRANTS} grants and {NODES} nodes, {QUESTIONS} times, ms",
-        ("", "best", "median", "worst"),
-        [("over TLS on loopback", min(times), statistics.median(times), max(times))],
-    )
-    bench.bar("explain_ms", statistics.median(times), "<=", 100)
-
-
-async def explain_times() -> list[float]:
-    fleet, text = scale()
-    fleet = replace(fleet, policy=PolicyRecord(1, text))
-    chance, times, allowed = random.Random(2), [], 0
-    with tempfile.TemporaryDirectory() as directory:
-        async with running(Settings(state_dir=Path(directory) / "state", listen=Listen("127.0.0.1", 0))) as controller:
-            controller.context.hub.load(fleet)  # enrolling so many over REST would take minutes, and explain no better
-            async with Client(controller, token=controller.first_token) as client:
-                for _ in range(QUESTIONS):
-                    one, other = chance.sample(range(NODES), 2)
-                    query = {"from": f"node-{one}", "to": f"node-{other}", "port": "icmp"}
-                    started = time.perf_counter()
-                    answer = await client.get("/policy/explain", params=query)
-                    times.append((time.perf_counter() - started) * 1000)
-                    allowed += answer.raise_for_status().json()["allowed"]
-    if not 0 < allowed < QUESTIONS:
-        raise AssertionError(f"{allowed} of {QUESTIONS} flows are allowed: that is no test of the answer")
-    return times
-
-
 # --- revocation -------------------------------------------------------------------------------------------------------
 
 
-def revocation(bench: Bench) -> None:
+def revocation(bench: Bench, controller: Controller, client: Agent, server: Agent) -> None:
     """From the REST call that takes a grant away to the last byte of a live flow that arrives."""
-    with Lab() as lab:
-        switch = lab.switch("net")
-        controller = Controller.start(lab.host("controller", switch))
-        client = Agent.join(lab.host("client", switch), controller.join_string("tag:client"))
-        server = Agent.join(lab.host("server", switch), controller.join_string("tag:server"))
-        address = controller.node("server").addresses[0]
-        times = []
-        for _ in range(REVOCATIONS):
-            controller.put_policy(ALLOWED)
-            with flow(client, server, address) as arrivals:
-                eventually(lambda arrivals=arrivals: len(arrivals) > 20, 30)
-                called = time.monotonic()
-                controller.put_policy(NOBODY)
-                quiet_for(arrivals, 0.5, 20)
-                times.append(max(0.0, (arrivals[-1] - called) * 1000))
-    ordered = sorted(times)
-    p99 = ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))]
+    address = controller.node("server").addresses[0]
+    times = []
+    for _ in range(REVOCATIONS):
+        controller.put_policy(ALLOWED)
+        with flow(client, server, address) as arrivals:
+            eventually(lambda arrivals=arrivals: len(arrivals) > 20, 30)
+            called = time.monotonic()
+            controller.put_policy(NOBODY)
+            quiet_for(arrivals, 0.5, 20)
+            times.append(max(0.0, (arrivals[-1] - called) * 1000))
+    p99 = nearly_worst(times)
     bench.table(
         f"revocation over REST to the last byte of a live TCP flow, {REVOCATIONS} times, ms",
         ("", "best", "p50", "p99"),
-        [("agent and controller real, one switch", ordered[0], statistics.median(ordered), p99)],
+        [("agent and controller real, one switch", min(times), statistics.median(times), p99)],
     )
-    bench.bar("revocation_p50_ms", statistics.median(ordered), "<=", 200)
+    bench.bar("revocation_p50_ms", statistics.median(times), "<=", 200)
     bench.bar("revocation_p99_ms", p99, "<=", 1000)
+
+
+def nearly_worst(times: list[float]) -> float:
+    """The 99th percentile."""
+    return sorted(times)[min(len(times) - 1, round(0.99 * len(times)))]
 
 
 @contextmanager
@@ -371,7 +274,22 @@ def quiet_for(arrivals: list[float], seconds: float, timeout: float) -> None:
     eventually(lambda: time.monotonic() - arrivals[-1] > seconds, timeout)
 
 
-def timed(action: Callable[[], T]) -> tuple[float, T]:
-    started = time.perf_counter()
-    result = action()
-    return time.perf_counter() - started, result
+# --- a table that somebody flushes ------------------------------------------------------------------------------------
+
+
+def restoration(bench: Bench, server: Agent) -> None:
+    """From `nft flush ruleset` to the table as it was, as `nft` shows it."""
+    listing = ("nft", "-s", "list", "table", "inet", "wardmesh")
+    whole = server.host.run(*listing).stdout
+    times = []
+    for _ in range(FLUSHES):
+        server.host.run("nft", "flush", "ruleset")
+        flushed = time.monotonic()
+        eventually(lambda: server.host.run(*listing, check=False).stdout == whole, 30)
+        times.append((time.monotonic() - flushed) * 1000)
+    bench.table(
+        f"a table that is flushed, until it is back, {FLUSHES} times, ms",
+        ("", "best", "median", "worst"),
+        [("agentd's table", min(times), statistics.median(times), max(times))],
+    )
+    bench.bar("flushed_table_back_ms", max(times), "<=", 1000)

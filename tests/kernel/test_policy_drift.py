@@ -1,9 +1,9 @@
-"""Somebody undoes on a host what policy put there: it is back within a second, and the controller's audit says so.
+"""Somebody undoes on a host what policy put there: it is back at once, and the controller's audit says so.
 
-A real controller and a real daemon. What one reconciler does with more disturbances is in test_reconcile.py.
+A real controller and a real daemon. What one reconciler does with more disturbances is in test_reconcile.py; how long
+a table is away is measured by tests/bench/acl.py.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -63,15 +63,11 @@ def mesh() -> Iterator[Mesh]:
         ("ip route del {prefix} dev wardmesh0", "add route {prefix}"),
     ],
 )
-def test_what_somebody_undoes_on_a_host_is_back_within_a_second_and_audited(
-    mesh: Mesh, disturbance: str, told: str
-) -> None:
+def test_what_somebody_undoes_on_a_host_is_put_back_and_audited(mesh: Mesh, disturbance: str, told: str) -> None:
     status = mesh.agent.status()
     names = {"own": status["addresses"][0], "prefix": status["prefixes"][0]}
     before, known = mesh.state(), mesh.drifts()
     mesh.host.run(*disturbance.format(**names).split())
-    started = time.monotonic()
     eventually(lambda: mesh.state() == before, what="what was undone")
-    assert time.monotonic() - started < 1
     eventually(lambda: len(mesh.drifts()) > len(known), TOLD_SECONDS, what="the audit's entry")
     assert told.format(**names) in mesh.drifts()[0]
