@@ -40,7 +40,7 @@ from .netmap import SavedMap, denied
 from .records import RecordsPost
 from .renew import due, renew
 from .session import Event, Phase, Session, step
-from .state import CONTROLLERS, NodeFile, StateDir
+from .state import NodeFile, StateDir
 from .telling import Telling
 
 __all__ = ["Control"]
@@ -266,7 +266,7 @@ class Control:
         if self._state.controllers() == frame.urls:
             return
         try:
-            self._state.write(CONTROLLERS, frame.model_dump_json().encode())
+            self._state.write_controllers(frame)
         except StateError as error:
             log.warning("after a restart, this host will know fewer controllers: %s", error)
 

@@ -6,6 +6,7 @@ rewritten for another reason, so losing a map cannot lose them. Knows nothing of
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,8 @@ __all__ = [
     "NodeFile",
     "StateDir",
 ]
+
+log = logging.getLogger("agentd.state")
 
 WIREGUARD_KEY: Final = "wireguard.key"
 IDENTITY_KEY: Final = "identity.key"
@@ -229,9 +232,14 @@ class StateDir:
         one that the host joined at tells again. Raises StateError."""
         content = self.read(CONTROLLERS)
         try:
-            return () if content is None else Controllers.model_validate_json(content).urls
-        except ValidationError:
+            return () if content is None else Controllers.model_validate_json(unseal_json(content)).urls
+        except (ValidationError, BrokenSealError):
+            log.warning("%s is damaged: this host knows one controller until it is told again", self.path / CONTROLLERS)
             return ()
+
+    def write_controllers(self, controllers: Controllers) -> None:
+        """These are the mesh's controllers now. Raises StateError."""
+        self.write(CONTROLLERS, seal_json(controllers.model_dump_json().encode()))
 
     def wireguard_key(self) -> WireguardKey | None:
         """The tunnel's key, None when it was not made yet. Raises StateError when it is damaged."""

@@ -13,18 +13,19 @@ import pytest
 
 from agentd.errors import StateError
 from agentd.netmap import load
-from agentd.state import CA, CERTIFICATE, IDENTITY_KEY, NETMAP, NODE, WIREGUARD_KEY, StateDir
+from agentd.state import CA, CERTIFICATE, CONTROLLERS, IDENTITY_KEY, NETMAP, NODE, WIREGUARD_KEY, StateDir
 from controller import backup as backups
 from controller.bootstrap import open_existing
 from controller.server import running
 from controller.settings import Listen, Settings
 from controller.state_dir import StateDirError
 from controller.store.engine import StoreError
+from controller.wire.stream import Controllers
 
 from ..support import Client, MovableClock
 from ..test_agentd_stream import allow_all, connected, eventually_in_force, joined, node, until
 
-HOST_FILES = (NODE, WIREGUARD_KEY, IDENTITY_KEY, CERTIFICATE, CA, NETMAP)
+HOST_FILES = (NODE, WIREGUARD_KEY, IDENTITY_KEY, CERTIFICATE, CA, NETMAP, CONTROLLERS)
 _FLIPS = 150  # for each file of a host: reading one takes no time
 _STARTS = 3  # for each file of the controller: every one is a start
 
@@ -55,6 +56,7 @@ def _reader(name: str) -> Callable[[StateDir], object]:
         CERTIFICATE: StateDir.certificate,
         CA: StateDir.ca,
         NETMAP: lambda state: load(state)[0],
+        CONTROLLERS: StateDir.controllers,
     }[name]
 
 
@@ -66,6 +68,7 @@ class TestHost:
         async with connected(state) as agent:
             await until(lambda: agent.kernel.applied)
             await eventually_in_force(admin, "host", agent.kernel.applied[-1].revision)
+        state.write_controllers(Controllers(urls=("https://one.example:8443", "https://two.example:8443")))
         return state
 
     @pytest.mark.parametrize("name", HOST_FILES)
@@ -83,8 +86,10 @@ class TestHost:
             except StateError as error:
                 complaints.append(str(error))
                 continue
-            # A damaged map is set aside: then there is none.
-            assert found == wanted or (name == NETMAP and found is None and not path.exists()), bad
+            # A damaged map is set aside: then there is none. Of other controllers, the first one tells again.
+            without = {NETMAP: None, CONTROLLERS: ()}.get(name, wanted)
+            assert found in (wanted, without), bad
+            assert found == wanted or name != NETMAP or not path.exists()
             complaints += [name] * (found != wanted)
         assert all(name in complaint for complaint in complaints)
         assert len(complaints) > _FLIPS  # of two for each place
