@@ -16,7 +16,7 @@ from controller.wire.netmap import Netmap
 
 from .errors import StateError
 from .model import KernelError
-from .netmap import SavedMap, next_expiry, save
+from .netmap import SavedMap, live_rules, next_expiry, save
 from .reconcile import Applied
 from .state import StateDir
 
@@ -26,8 +26,10 @@ log = logging.getLogger("agentd.apply")
 
 _FIRST_RETRY: Final = 1.0
 _LONGEST_RETRY: Final = 60.0
-# A wall clock that is set forward must not delay the end of a rule by more than this many seconds.
-_LONGEST_SLEEP: Final = 3600.0
+# Seconds. While a rule has an end, a wall clock that was set (or a suspended machine's) is noticed within this time.
+_LOOK_AT_CLOCK: Final = 60.0
+# Seconds until what could not be saved is saved again: the disk may have room by then.
+_SAVE_AGAIN: Final = 60.0
 
 
 class Kernel(Protocol):
@@ -67,6 +69,7 @@ class Applier:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._failures = 0
+        self._live_then = 0  # rules alive when the last attempt began
 
     def desire(self, wanted: SavedMap, *, saved: bool = False) -> None:
         """Make `wanted` the desired map; `saved` when it comes from the disk."""
@@ -103,26 +106,41 @@ class Applier:
                 await self._apply_once()
 
     async def _reason(self) -> None:
-        try:
-            async with asyncio.timeout(self._patience()):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
+        """Wait until somebody wakes us, or time has brought a reason."""
+        while True:
+            try:
+                async with asyncio.timeout(self._patience()):
+                    await self._wake.wait()
+            except TimeoutError:
+                if not self._is_time():
+                    continue
+            self._wake.clear()
+            return
 
     def _patience(self) -> float | None:
-        """Seconds until there is a reason to apply by itself; None when there is none to come."""
+        """Seconds until it may be time to apply; None when time brings no reason."""
         if self._failures:
             return min(_FIRST_RETRY * 2.0 ** min(self._failures - 1, 16), _LONGEST_RETRY)
-        now = time.time()
-        expiry = next_expiry(self.desired.netmap, now) if self.desired else None
-        return None if expiry is None else min(max(expiry - now, 0), _LONGEST_SLEEP)
+        waits = [] if self.save_error is None else [_SAVE_AGAIN]
+        if self.desired is not None and any(rule.expires is not None for rule in self.desired.netmap.rules.values()):
+            now = time.time()
+            expiry = next_expiry(self.desired.netmap, now)
+            waits.append(_LOOK_AT_CLOCK if expiry is None else min(expiry - now, _LOOK_AT_CLOCK))
+        return min(waits, default=None)
+
+    def _is_time(self) -> bool:
+        """Something is to be tried again, or a rule has ended, or is alive again because the clock was put back."""
+        return bool(self._failures) or self.save_error is not None or self._live() != self._live_then
+
+    def _live(self) -> int:
+        """How many rules have not ended. The time alone says which, so the number says it, too."""
+        return len(live_rules(self.desired.netmap, time.time())) if self.desired else 0
 
     async def _apply_once(self) -> None:
         wanted = self.desired
         if wanted is None:
             return
-        revision = wanted.netmap.revision
+        revision, self._live_then = wanted.netmap.revision, self._live()
         if not wanted.resume:
             # A map that denies is saved first: no crash may bring back what was taken away.
             await self._save(wanted)

@@ -5,14 +5,26 @@ They are not wire messages (no host sees them) and not rows (no SQL here).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from controller.wire.base import Address, Endpoint, NodeName, PublicKey, Tag
 from controller.wire.mcp import ServiceName
 from controller.wire.netmap import Mesh, NodeId
 from controller.wire.rest import NodeState
 
-__all__ = ["Change", "Fleet", "NodeRecord", "PastChange", "PolicyRecord", "ServiceRecord", "TemporaryGrant"]
+__all__ = [
+    "ENDED_KEPT",
+    "Change",
+    "Fleet",
+    "NodeRecord",
+    "PastChange",
+    "PolicyRecord",
+    "ServiceRecord",
+    "TemporaryGrant",
+]
+
+# Seconds for which an ended temporary grant is kept: when a clock that was a day fast is put back, it has not ended.
+ENDED_KEPT: Final = 2 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +110,7 @@ class PastChange:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Everything the mesh is computed from, at one revision. `grants`: the temporary ones that had not ended.
+    """Everything the mesh is computed from, at one revision. `grants`: the temporary ones that may be in force.
 
     `past`: the last changes up to that revision, oldest first, without gaps. `ended`: when the last temporary grant
     ended by its time.

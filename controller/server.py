@@ -23,7 +23,7 @@ from controller.asking import Questions
 from controller.bootstrap import Foundation, lay, open_store
 from controller.calls import CallBook
 from controller.certificates import ServiceCertificates
-from controller.clock import Clock, utc_now
+from controller.clock import Clock, ClockWatch, utc_now
 from controller.context import Context, Limits
 from controller.drifts import Drifts
 from controller.enrolment import Enrolment
@@ -238,11 +238,17 @@ async def _note_last_presence(context: Context) -> None:
 async def _tidy(settings: Settings, context: Context) -> None:
     """Once a minute: write down who was seen, remove ephemeral nodes that stayed away and records that are too old.
 
-    What is to be removed, one controller of the mesh removes.
+    What is to be removed, one controller of the mesh removes. Absence counts from when the clock was set, as it does
+    from the start: a clock that is put forward must not make a day of a minute.
     """
     since = looked = context.now()
+    clock = ClockWatch(context.now)
     while True:
         await asyncio.sleep(_TIDY_EVERY)
+        if step := clock.step():
+            _log.warning("the clock was put %s by %s", "forward" if step > timedelta() else "back", abs(step))
+            since = looked = context.now()
+            context.hub.clock_was_set()
         try:
             context.hub.bring_up()
             await context.nodes.note_presence(context.now())

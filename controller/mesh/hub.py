@@ -111,6 +111,10 @@ class Hub:
         if change.policy is not None or change.grants:
             self._schedule_expiry()
 
+    def clock_was_set(self) -> None:
+        """Look again which grants have ended: the clock was put forward or back."""
+        self._expire()
+
     def netmap(self, node_id: NodeId) -> Netmap | None:
         """The present view of a node, also of one that is offline or a static peer."""
         return self._loaded().netmap(node_id)

@@ -12,7 +12,7 @@ from typing import Final
 from controller.policy import Document, PolicyError, compile_policy, parse
 from controller.policy.compile import View
 from controller.policy.temporary import beside
-from controller.records import Change, Fleet, NodeRecord, PolicyRecord, ServiceRecord, TemporaryGrant
+from controller.records import ENDED_KEPT, Change, Fleet, NodeRecord, PolicyRecord, ServiceRecord, TemporaryGrant
 from controller.wire.base import Revision
 from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Delta, Netmap, NodeId, Peer, SelfNode, SetChange
@@ -50,6 +50,7 @@ class MeshState:
         self.written = _parse(fleet.policy)
         self.policy_revision: Revision = fleet.policy.revision
         self._temporary: dict[str, TemporaryGrant] = dict(fleet.grants)
+        self._ended: dict[str, TemporaryGrant] = {}  # lately
         self._unread: Mapping[str, str] = {}
         self.document = self._in_force(now)
         self._policy = compile_policy(self.document.at(now))
@@ -279,6 +280,7 @@ class MeshState:
         for grant_id, grant in change.grants.items():
             if self._is_news(_GRANT + grant_id, change.revision):
                 is_news = True
+                self._ended.pop(grant_id, None)
                 if grant is None:
                     self._temporary.pop(grant_id, None)
                 else:
@@ -287,7 +289,9 @@ class MeshState:
 
     def _in_force(self, now: float) -> Document:
         """The document with the temporary grants beside its own, without those of them that have ended."""
-        self._temporary = {key: grant for key, grant in self._temporary.items() if now < grant.expires}
+        known = self._temporary | self._ended
+        self._temporary = {key: grant for key, grant in known.items() if now < grant.expires}
+        self._ended = {key: grant for key, grant in known.items() if grant.expires <= now < grant.expires + ENDED_KEPT}
         document, self._unread = beside(self.written, self._temporary.values())
         return document
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel
@@ -21,7 +21,7 @@ from controller.audit import Action
 from controller.clock import Clock, utc_now
 from controller.idempotency import KEEP, Once, Replay
 from controller.problems import Kind, Refused
-from controller.records import Change, Fleet, PolicyRecord
+from controller.records import ENDED_KEPT, Change, Fleet, PolicyRecord
 from controller.store import ledger
 from controller.store.addresses import AddressTable
 from controller.store.calls import CallTable, append_calls, delete_calls
@@ -40,6 +40,7 @@ __all__ = ["Entry", "Mutation", "Reading", "Seen", "Store", "StoreError"]
 
 _log = logging.getLogger(__name__)
 _TURN_WITHIN: Final = 30.0  # seconds
+_ENDED_KEPT: Final = timedelta(seconds=ENDED_KEPT)
 T = TypeVar("T")
 Seen = tuple[NodeId, datetime, str | None, str | None]  # node, when, agent version, backend
 
@@ -243,12 +244,16 @@ class Store:
                 await session.commit()
 
     async def fleet(self, mesh: Mesh, *, past: bool = False) -> Fleet:
-        """Everything that the mesh is computed from, at one revision; with `past`, how it came to that."""
+        """Everything that the mesh is computed from, at one revision; with `past`, how it came to that.
+
+        With `past`, temporary grants that ended within the last two days are there, too: this controller may have been
+        started while its clock was wrong.
+        """
         async with self.read() as tables:
             nodes = await tables.nodes.all()
             policy = await tables.policy.current()
             now = self._now()
-            grants = (grant.record for grant in await tables.grants.active(now))
+            grants = (grant.record for grant in await tables.grants.active(now - _ENDED_KEPT if past else now))
             ended = await tables.grants.last_ended(now)
             return Fleet(
                 revision=await tables.ledger.revision(),
