@@ -5,10 +5,12 @@ who asks is told `ended`, and `expires` in the entries of `grant.create` and `gr
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from pydantic import JsonValue
 
 from controller.audit import Action
 from controller.clock import Clock
@@ -20,7 +22,7 @@ from controller.policy.temporary import Fault, read_grant
 from controller.problems import Kind, Refused
 from controller.store.store import Mutation, Store
 from controller.store.values import StoredGrant
-from controller.wire.grants import GrantCreate, GrantState, TemporaryGrant
+from controller.wire.grants import GrantCalls, GrantCreate, GrantState, TemporaryGrant
 
 __all__ = ["Grants"]
 
@@ -39,13 +41,15 @@ class Grants:
         grant_id = f"t{new_id()}"
         async with self._store.mutation(actor, Action.GRANT_CREATE, _subject(grant_id), once) as tx:
             # Read while nobody else writes, so that the names are those of the policy that it will stand beside.
-            meant = self._read(wanted)
+            mcp = None if wanted.mcp is None else wanted.mcp.written
+            meant = self._read(wanted, mcp)
             grant = await tx.grants.save(
                 StoredGrant(
                     id=grant_id,
                     from_=tuple(selector.key for selector in meant.from_),
                     to=tuple(selector.key for selector in meant.to),
                     ip=tuple(entry.text for entry in meant.ip),
+                    mcp=mcp,
                     reason=wanted.reason,
                     actor=actor,
                     created=tx.now,
@@ -108,9 +112,9 @@ class Grants:
             await tx.grants.save(replace(grant, revoked=tx.now))
             tx.record(old=_audited(grant))
 
-    def _read(self, wanted: GrantCreate) -> Grant:
+    def _read(self, wanted: GrantCreate, mcp: Mapping[str, JsonValue] | None) -> Grant:
         document, nodes = self._hub.names()
-        grant, faults = read_grant(wanted.from_, wanted.to, wanted.ip, document, nodes)
+        grant, faults = read_grant(wanted.from_, wanted.to, wanted.ip, document, nodes, mcp=mcp)
         if grant is None:
             raise _refused(*faults)
         return grant
@@ -169,6 +173,7 @@ def _audited(grant: StoredGrant) -> dict[str, Any]:
         "from": list(grant.from_),
         "to": list(grant.to),
         "ip": list(grant.ip),
+        **({} if grant.mcp is None else {"mcp": grant.mcp}),
         "reason": grant.reason,
         "expires": _moment(grant.expires),
     }
@@ -188,6 +193,7 @@ def _public(grant: StoredGrant, now: datetime, problem: str | None) -> Temporary
         from_=grant.from_,
         to=grant.to,
         ip=grant.ip,
+        mcp=None if grant.mcp is None else GrantCalls.model_validate(grant.mcp),
         reason=grant.reason,
         actor=grant.actor,
         created=grant.created,

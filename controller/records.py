@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from pydantic import JsonValue
+
 from controller.wire.base import Address, Endpoint, NodeName, PublicKey, Tag
 from controller.wire.mcp import ServiceName
 from controller.wire.netmap import Mesh, NodeId
@@ -67,7 +69,8 @@ class ServiceRecord:
 class TemporaryGrant:
     """A grant beside the policy document, until `expires` (whole seconds since the epoch).
 
-    `from_`, `to` and `ip` are entries as in a document's grant, each selector with its kind. `actor` made it.
+    `from_`, `to` and `ip` are entries as in a document's grant, each selector with its kind; `mcp` is its part of that
+    name, as JSON; None: it says nothing about calls. `actor` made it.
     """
 
     id: str
@@ -77,6 +80,7 @@ class TemporaryGrant:
     reason: str
     actor: str
     expires: int
+    mcp: Mapping[str, JsonValue] | None = None
 
 
 @dataclass(frozen=True, slots=True)

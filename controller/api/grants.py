@@ -27,7 +27,16 @@ _CREATE: Final = {
             "ttl": 3600,
             "reason": "INC-1234: look at slow queries",
         }
-    }
+    },
+    "half an hour of one tool": {
+        "value": {
+            "from": ["node:agent1"],
+            "to": ["svc:github"],
+            "mcp": {"tools": ["create_issue"], "args": {"create_issue": {"repo": {"equals": "web"}}}},
+            "ttl": 1800,
+            "reason": "INC-1234: file what was found",
+        }
+    },
 }
 _PATCH: Final = {"two hours from now": {"value": {"ttl": 7200}}}
 

@@ -8,17 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pydantic import JsonValue
+
 from controller.records import NodeRecord, TemporaryGrant
 
 from .document import Document, Grant, Selector
 from .findings import Findings, Place, PolicyError, suggestion
 from .parse import parse_grant
-from .tree import Items, Pairs, Text, Tree
+from .tree import Pairs, Text, Tree, tree_of
 
 __all__ = ["Fault", "beside", "read_grant"]
 
-# It has no text, so the places of its parts count fields and entries, and lead back to them.
-_FIELDS: Final = ("from", "to", "ip")
+# It has no text, so the places of its parts count fields, and lead back to them.
+_FIELDS: Final = ("from", "to", "ip", "mcp")
 _NOWHERE: Final = Place(0, 0)
 
 
@@ -32,14 +34,20 @@ class Fault:
 
 
 def read_grant(
-    from_: Sequence[str], to: Sequence[str], ip: Sequence[str], document: Document, nodes: Iterable[NodeRecord]
+    from_: Sequence[str],
+    to: Sequence[str],
+    ip: Sequence[str],
+    document: Document,
+    nodes: Iterable[NodeRecord],
+    *,
+    mcp: Mapping[str, JsonValue] | None = None,
 ) -> tuple[Grant | None, list[Fault]]:
     """The grant that these entries mean beside `document`; None, and the faults, when they mean none.
 
     Stricter than a document: also a tag must be known, by the document or by a node. A temporary grant is for what
     is there, and one with a misspelt name would be found out only when somebody needs it.
     """
-    grant, faults = _read(_tree(from_, to, ip), document)
+    grant, faults = _read(from_, to, ip, mcp, document)
     if grant is not None:
         faults = _unknown(grant, document, list(nodes))
     return (None if faults else grant), faults
@@ -50,7 +58,7 @@ def beside(document: Document, grants: Iterable[TemporaryGrant]) -> tuple[Docume
     added: list[Grant] = []
     unread: dict[str, str] = {}
     for temporary in sorted(grants, key=lambda one: one.id):
-        grant, faults = _read(_tree(temporary.from_, temporary.to, temporary.ip), document)
+        grant, faults = _read(temporary.from_, temporary.to, temporary.ip, temporary.mcp, document)
         if grant is None:
             unread[temporary.id] = "; ".join(fault.message for fault in faults)
         else:
@@ -58,18 +66,25 @@ def beside(document: Document, grants: Iterable[TemporaryGrant]) -> tuple[Docume
     return (replace(document, grants=(*document.grants, *added)) if added else document), unread
 
 
-def _tree(*entries: Sequence[str]) -> Tree:
+def _tree(*fields: JsonValue) -> Tree:
+    """Raises PolicyError for what is nested too deep."""
     pairs: list[tuple[Tree, Tree]] = []
-    for line, (name, values) in enumerate(zip(_FIELDS, entries, strict=True), start=1):
-        if values:
-            items = tuple(Text(value, Place(line, number)) for number, value in enumerate(values, start=1))
-            pairs.append((Text(name, Place(line, 0)), Items(items, Place(line, 0))))
+    for line, (name, value) in enumerate(zip(_FIELDS, fields, strict=True), start=1):
+        if value is not None and value != []:
+            pairs.append((Text(name, Place(line, 0)), tree_of(value, Place(line, 0))))
     return Pairs(tuple(pairs), _NOWHERE)
 
 
-def _read(tree: Tree, document: Document) -> tuple[Grant | None, list[Fault]]:
+def _read(
+    from_: Sequence[str],
+    to: Sequence[str],
+    ip: Sequence[str],
+    mcp: Mapping[str, JsonValue] | None,
+    document: Document,
+) -> tuple[Grant | None, list[Fault]]:
     findings = Findings()
     try:
+        tree = _tree([*from_], [*to], [*ip], None if mcp is None else {**mcp})
         grant = parse_grant(tree, document, findings)
         findings.raise_errors()
     except PolicyError as error:
@@ -95,11 +110,9 @@ def _unknown(grant: Grant, document: Document, nodes: Sequence[NodeRecord]) -> l
             near = suggestion(selector.key, tags)
             faults.append(Fault("unknown-tag", side, f"no node has {selector.key!r}, and no policy declares it{near}"))
         service = document.services.get(selector.name) if selector.kind == "svc" else None
-        if service is not None and service.gateway is not None and service.gateway.kind == "mcp":
-            message = (
-                f"{selector.key} asks which tools may be called, and a temporary grant cannot say: write a grant with"
-                " mcp and expires in the policy document"
-            )
+        speaks_mcp = service is not None and service.gateway is not None and service.gateway.kind == "mcp"
+        if speaks_mcp and not _names_calls(grant):
+            message = f"{selector.key} speaks MCP: name what may be called on it, like mcp: {{tools: [get_*]}}"
             faults.append(Fault("mcp", side, message))
     if not faults and _is_one_node(grant.from_) and [s.key for s in grant.from_] == [s.key for s in grant.to]:
         only = grant.from_[0].name
@@ -107,6 +120,11 @@ def _unknown(grant: Grant, document: Document, nodes: Sequence[NodeRecord]) -> l
             Fault("unreachable", None, f"{only!r} is on both sides, and a node's traffic with itself is not filtered")
         )
     return faults
+
+
+def _names_calls(grant: Grant) -> bool:
+    mcp = grant.mcp
+    return mcp is not None and bool(mcp.tools or mcp.prompts or mcp.resources or mcp.methods)
 
 
 def _is_one_node(selectors: Sequence[Selector]) -> bool:

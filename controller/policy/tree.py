@@ -4,15 +4,17 @@ Reads libyaml's events, not its objects: no tags, no aliases and no merge keys a
 become a large value, and depth and size are bounded before anything is built. Knows nothing of the policy language.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import yaml
+from pydantic import JsonValue
 
 from .findings import Findings, Place, PolicyError
 
-__all__ = ["MAX_DEPTH", "MAX_TEXT", "MAX_VALUES", "Items", "Pairs", "Text", "Tree", "read_tree"]
+__all__ = ["MAX_DEPTH", "MAX_TEXT", "MAX_VALUES", "Items", "Pairs", "Text", "Tree", "read_tree", "tree_of"]
 
 MAX_TEXT: Final = 1024 * 1024  # bytes; a document for 1,000 hosts with 300 grants has about 60 kB
 MAX_DEPTH: Final = 16  # the language itself needs 4
@@ -76,6 +78,22 @@ def read_tree(text: str) -> Tree | None:
         )
     except RecursionError:  # the pure Python parser only; libyaml keeps its own stack
         _refuse("too-deep", f"the document is nested deeper than {MAX_DEPTH}", None)
+
+
+def tree_of(value: JsonValue, place: Place, depth: int = 1) -> Tree:
+    """A JSON value as if it stood at `place` of a text. Raises PolicyError for one that is nested too deep."""
+    if depth > MAX_DEPTH:
+        _refuse("too-deep", f"the value is nested deeper than {MAX_DEPTH}", place)
+    match value:
+        case dict():
+            pairs = ((Text(key, place), tree_of(inner, place, depth + 1)) for key, inner in value.items())
+            return Pairs(tuple(pairs), place)
+        case list():
+            return Items(tuple(tree_of(inner, place, depth + 1) for inner in value), place)
+        case str():
+            return Text(value, place)
+        case _:
+            return Text(json.dumps(value), place, is_null=value is None, plain=True)
 
 
 class _Builder:

@@ -266,6 +266,7 @@ class GrantRow(Base):
     from_: Mapped[list[str]] = mapped_column("from")
     to: Mapped[list[str]]
     ip: Mapped[list[str]]
+    mcp: Mapped[dict[str, Any] | None]  # as written; None: it says nothing about calls
     reason: Mapped[str] = mapped_column(Text)
     actor: Mapped[str] = mapped_column(String(128))
     created: Mapped[datetime]

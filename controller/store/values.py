@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from pydantic import JsonValue
+
 from controller.records import NodeRecord, ServiceRecord, TemporaryGrant
 from controller.wire.base import Address, Endpoint, NodeName, PublicKey, Tag
 from controller.wire.mcp import ServiceName
@@ -150,6 +152,7 @@ class StoredGrant:
     actor: str
     created: datetime
     expires: datetime
+    mcp: dict[str, JsonValue] | None = None
     revoked: datetime | None = None
     revision: int = 0
 
@@ -170,4 +173,5 @@ class StoredGrant:
             reason=self.reason,
             actor=self.actor,
             expires=int(self.expires.timestamp()),
+            mcp=self.mcp,
         )

@@ -1,24 +1,48 @@
 """Temporary grants as REST shows them: access beside the policy document, which ends by itself."""
 
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from .base import Message, Revision, Text
 
-__all__ = ["LONGEST_TTL", "GrantCreate", "GrantPatch", "GrantState", "TemporaryGrant"]
+__all__ = ["LONGEST_TTL", "GrantCalls", "GrantCreate", "GrantPatch", "GrantState", "TemporaryGrant"]
 
 LONGEST_TTL: Final = 366 * 86400  # seconds; a controller may allow less, and does unless it was told otherwise
 
 GrantState = Literal["active", "ended"]
 Entry = Annotated[Text, Field(min_length=1, max_length=300)]
 Entries = Annotated[tuple[Entry, ...], Field(min_length=1, max_length=100)]
+Globs = Annotated[tuple[Entry, ...], Field(max_length=100)]
+T = TypeVar("T")
+ByTool = Annotated[dict[Entry, T], Field(max_length=100)]
 Ttl = Annotated[int, Field(ge=1, le=LONGEST_TTL, description="seconds from now")]
 
 
+class GrantCalls(Message):
+    """Which calls a grant allows on services that speak MCP: what `mcp` of a policy document's grant says, as JSON.
+
+    What is written here is checked by the policy language, whose errors name the part.
+    """
+
+    tools: Globs = ()
+    deny_tools: Globs = ()
+    prompts: Globs = ()
+    resources: Globs = ()
+    methods: Globs = ()
+    args: ByTool[JsonValue] = Field(default_factory=dict, description="by tool: what each argument must be")
+    schemas: ByTool[JsonValue] = Field(default_factory=dict, description="by tool: a JSON Schema for its arguments")
+    limits: ByTool[Text] = Field(default_factory=dict, description="by tool: how often, like 500/10s")
+
+    @property
+    def written(self) -> dict[str, JsonValue]:
+        """What was said, without what was not."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
 class GrantCreate(Message):
-    """POST /grants. `from`, `to` and `ip` have entries as in a policy document's grant."""
+    """POST /grants. `from`, `to`, `ip` and `mcp` have entries as in a policy document's grant."""
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
@@ -27,6 +51,7 @@ class GrantCreate(Message):
     ip: Annotated[tuple[Entry, ...], Field(max_length=100)] = Field(
         default=(), description="which flows: tcp:PORT, udp:PORT, icmp"
     )
+    mcp: GrantCalls | None = Field(default=None, description="which calls, for services that speak MCP")
     ttl: Ttl
     reason: Annotated[Text, Field(min_length=1, max_length=500)] = Field(description="why; it is kept in the audit")
 
@@ -57,6 +82,7 @@ class TemporaryGrant(Message):
     from_: tuple[str, ...] = Field(alias="from")
     to: tuple[str, ...]
     ip: tuple[str, ...]
+    mcp: GrantCalls | None = None
     reason: str
     actor: str
     created: datetime

@@ -87,6 +87,14 @@ class TestCreate:
             }
         ]
 
+    async def test_the_calls_that_it_allows_are_shown_and_audited(self, admin: Client) -> None:
+        await put(admin, "services: {github: {on: [tag:tools], mcp: {upstream: 'http://127.0.0.1:3000/mcp'}}}")
+        mcp = {"tools": ["get_*"], "args": {"get_file": {"path": {"under": "/docs"}}}, "limits": {"get_*": "5/10s"}}
+        created = await grant(admin, to=["svc:github"], ip=[], mcp=mcp)
+        shown = (await admin.get(f"/grants/{created['id']}")).json()
+        assert {key: value for key, value in shown["mcp"].items() if value} == mcp
+        assert (await audit(admin, created["id"]))[0]["new"]["mcp"] == mcp
+
     async def test_a_request_that_is_repeated_makes_one(self, admin: Client) -> None:
         first, second = [await admin.post("/grants", json=WANTED, headers={"idempotency-key": "one"}) for _ in range(2)]
         assert (first.json(), first.headers["etag"]) == (second.json(), second.headers["etag"])
@@ -101,6 +109,7 @@ class TestCreate:
             ({"from": ["group:caller"]}, "from", "there is no group 'caller' (did you mean 'callers'?)"),
             ({"ip": ["tcp:70000"]}, "ip", "70000"),
             ({"ip": ["gre"]}, "ip", "names no protocol that can pass"),
+            ({"mcp": {"tools": ["x"]}}, "to", "tag:tools is no service with mcp"),
             ({"ttl": 30 * 86400 + 1}, "ttl", "longer than this controller allows"),
         ],
     )

@@ -472,6 +472,7 @@ class TestGrants:
         await save_grant(store, "t2", end, revoked=clock())
         await save_grant(store, "t3", end - timedelta(minutes=30))
         clock.advance(minutes=45)
+        assert lasting.mcp == {"tools": ["get_*"]}
         assert (await store.fleet(MESH)).grants == {"t1": lasting.record}
         async with store.read() as tables:
             assert await tables.grants.get("t1") == lasting
@@ -485,6 +486,7 @@ async def save_grant(store: Store, grant_id: str, expires: datetime, revoked: da
                 from_=("tag:a", "node:b"),
                 to=("*",),
                 ip=("icmp",),
+                mcp={"tools": ["get_*"]},
                 reason="for a test",
                 actor="t",
                 created=tx.now,

@@ -17,9 +17,10 @@ from tests.lab import Host, Lab, Switch, eventually
 from tests.lab.mesh import Agent, Controller
 from tests.lab.processes import Process
 
-__all__ = ["URL", "Caller", "Tools", "World", "lines"]
+__all__ = ["TLS_URL", "URL", "Caller", "Tools", "World", "lines"]
 
 URL: Final = "http://github.mesh.internal/mcp"
+TLS_URL: Final = "https://github.mesh.internal/mcp"
 SLOW: Final = 60.0  # seconds that anything may take in a guest with one CPU, on a machine that has other things to do
 CLIENT: Final = (sys.executable, "-m", "tests.kernel.gateway_client")
 GATEWAY: Final = Path(sys.executable).parent / "wardmesh-gateway"
@@ -91,11 +92,16 @@ class Caller:
     agent: Agent
 
     @staticmethod
-    def command(*steps: str, mode: str = "auto", again: bool = False) -> tuple[str, ...]:
-        return (*CLIENT, "--mode", mode, *(("--again",) if again else ()), URL, *steps)
+    def command(*steps: str, mode: str = "auto", again: bool = False, url: str = URL) -> tuple[str, ...]:
+        return (*CLIENT, "--mode", mode, *(("--again",) if again else ()), url, *steps)
 
     def start(self, *steps: str, mode: str = "auto", again: bool = False) -> Process:
         return self.agent.host.start(*self.command(*steps, mode=mode, again=again))
+
+    def call_over_tls(self, *steps: str, ca: Path) -> list[dict[str, Any]]:
+        """As `call`, by the service's https URL, trusting `ca` and nobody else."""
+        env = {"SSL_CERT_FILE": str(ca)}
+        return lines(self.agent.host.run(*self.command(*steps, url=TLS_URL), env=env, timeout=SLOW).stdout)
 
     def call(self, *steps: str, mode: str = "auto") -> list[dict[str, Any]]:
         """What became of each step, after the protocol version. Raises AssertionError when the client failed."""

@@ -187,6 +187,42 @@ def test_a_grant_with_an_end_ends_a_running_stream_then(world: World) -> None:
         world.put_policy(POLICY)
 
 
+def test_a_temporary_grant_of_a_tool_ends_its_stream_while_the_controller_is_away(world: World) -> None:
+    client, holder = begin_counting(world, "temporary", "auto")
+    made = json.loads(
+        world.controller.wardmesh(
+            *("grant", "--from", "tag:agents", "--to", "svc:github", "--tool", "count"),
+            *("--ttl", "10s", "--reason", "for a test", "--json"),
+        )
+    )
+    world.put_policy(WITHOUT_COUNT)
+    try:
+        world.controller.process.kill()
+        assert ended_with(client)["error"] == Code.DENIED
+        assert time.time() >= datetime.fromisoformat(made["expires"]).timestamp()
+        holder.server.wait_for_line("cancelled temporary", SLOW)
+        assert world.caller.call('count {"name": "too-late"}')[1]["error"] == Code.DENIED
+    finally:
+        world.controller.process.kill()
+        world.controller.restart()
+        world.put_policy(POLICY)
+        world.wait_whole()
+    shown = json.loads(world.controller.wardmesh("grant", "show", made["id"], "--json"))
+    assert (shown["state"], shown["mcp"]["tools"]) == ("ended", ["count"])
+
+
+def test_a_call_by_https_trusts_the_meshs_ca_alone(world: World) -> None:
+    directory = world.caller.agent.host.directory
+    ca, other = directory / "mesh-ca.pem", directory / "other-ca.pem"
+    ca.write_text(world.caller.agent.run("ca"))
+    other.write_text("")
+    answers = world.caller.call_over_tls('add {"a": 2, "b": 3}', "secret", ca=ca)
+    assert answers[1] == {"answer": 5}
+    assert answers[2]["error"] == Code.DENIED
+    with pytest.raises(AssertionError, match="CERTIFICATE_VERIFY_FAILED"):
+        world.caller.call_over_tls("list", ca=other)
+
+
 def test_a_service_that_is_moved_answers_at_the_other_host_while_it_is_used(world: World) -> None:
     client = world.caller.start("where", again=True)
     try:

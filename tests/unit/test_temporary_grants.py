@@ -1,6 +1,10 @@
 """Temporary grants in the mesh: they stand beside any document, concern their own nodes, and end by themselves."""
 
+import json
+from dataclasses import replace
+
 import pytest
+from pydantic import JsonValue
 
 from controller.mesh.state import MeshState
 from controller.policy import parse
@@ -8,7 +12,7 @@ from controller.policy.temporary import beside, read_grant
 from controller.records import Change, PolicyRecord, TemporaryGrant
 from controller.wire.netmap import Netmap, fold
 
-from .mesh_fleet import NOW, fleet, node, temporary
+from .mesh_fleet import NOW, fleet, node, place, temporary
 
 POLICY = """
 groups: {ops: [tag:agents]}
@@ -139,12 +143,63 @@ def test_what_names_nothing_is_refused_in_the_words_of_a_document(
     assert message in faults[0].message
 
 
-def test_a_service_whose_calls_it_would_have_to_name_is_refused() -> None:
+GATEWAY = "services: {github: {on: [tag:tools], mcp: {upstream: 'http://127.0.0.1:3000/mcp'}}}"
+
+
+@pytest.mark.parametrize("mcp", [None, {}, {"deny_tools": ["x"]}])
+def test_a_service_whose_calls_it_does_not_name_is_refused(mcp: dict[str, JsonValue] | None) -> None:
     """It would open the port and no tool: whoever asked for it would have nothing."""
-    document = parse("services: {github: {on: [tag:tools], mcp: {upstream: 'http://127.0.0.1:3000/mcp'}}}")
-    _, faults = read_grant(["h4"], ["svc:github"], [], document, NODES)
+    _, faults = read_grant(["h4"], ["svc:github"], [], parse(GATEWAY), NODES, mcp=mcp)
     assert [(fault.code, fault.field) for fault in faults] == [("mcp", "to")]
-    assert "with mcp and expires in the policy document" in faults[0].message
+    assert "name what may be called on it, like mcp: {tools: [get_*]}" in faults[0].message
+
+
+def test_calls_reach_the_gateways_with_id_and_end_as_a_documents_grant_would() -> None:
+    mesh = MeshState(fleet(NODES, GATEWAY, places=[place("github", 1, "n3")]), NOW)
+    mcp: dict[str, JsonValue] = {
+        "tools": ["get_*", "create_issue"],
+        "deny_tools": ["get_secret"],
+        "args": {"create_issue": {"repo": {"one_of": ["web", 7, True, None]}, "count": {"range": {"max": 2.5}}}},
+        "schemas": {"create_issue": {"type": "object", "maxProperties": 3}},
+        "limits": {"get_*": "5/10s"},
+    }
+    wanted = replace(temporary(1, "node:h4", "svc:github", expires=NOW + 60), ip=(), mcp=mcp)
+    assert mesh.apply(Change(2, grants={"t1": wanted}), NOW).keys() == {"n3", "n4"}
+    (call,) = netmap(mesh, "n3").calls.values()
+    assert (call.id, call.peers, call.services, call.expires) == ("t1", ("node:h4",), ("github",), int(NOW) + 60)
+    written = parse(GATEWAY + "\ngrants: [{from: node:h4, to: svc:github, mcp: " + json.dumps(mcp) + "}]").grants[0].mcp
+    assert written is not None
+    assert (call.tools, call.deny_tools, call.args, call.limits) == (
+        written.tools,
+        written.deny_tools,
+        written.args,
+        written.limits,
+    )
+    assert rules(mesh, "n4") == {"t1.out.github.tcp": int(NOW) + 60}
+
+
+@pytest.mark.parametrize(
+    ("mcp", "message"),
+    [
+        ({"tool": ["x"]}, "mcp has no 'tool' (did you mean 'tools'?)"),
+        ({"tools": ["a"], "args": {"b": {"x": {"equals": 1}}}}, "args speaks of 'b', which this grant's tools do not"),
+        ({"tools": ["a"], "args": {"a": {"x": {"pattern": "("}}}}, "'('"),
+        ({"tools": ["a"], "limits": {"a": "often"}}, "'often' is not a rate"),
+        ({"tools": ["a"], "schemas": {"a": {"type": "nonsense"}}}, "nonsense"),
+        ({"tools": ["a"], "schemas": {"a": json.loads('{"not":' * 40 + "{}" + "}" * 40)}}, "nested deeper than"),
+    ],
+)
+def test_what_is_wrong_with_calls_is_said_in_the_words_of_a_document(mcp: dict[str, JsonValue], message: str) -> None:
+    _, faults = read_grant(["h4"], ["svc:github"], [], parse(GATEWAY), NODES, mcp=mcp)
+    assert [fault.field for fault in faults] == ["mcp"]
+    assert message in faults[0].message
+
+
+def test_calls_on_what_has_none_are_refused() -> None:
+    document = parse("services: {db: {on: [node:h5], port: 5432}}")
+    _, faults = read_grant(["h4"], ["svc:db"], [], document, NODES, mcp={"tools": ["x"]})
+    assert [fault.field for fault in faults] == ["to"]
+    assert "svc:db is no service with mcp" in faults[0].message
 
 
 def test_a_tag_is_known_when_the_policy_declares_it_or_a_node_has_it() -> None:

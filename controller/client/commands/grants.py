@@ -1,7 +1,9 @@
 """grant: access for a while, beside the policy document. `wardmesh grant --from …` itself makes one."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import islice
+from json import dumps
 from typing import Annotated
 
 import typer
@@ -10,9 +12,9 @@ from rich.text import Text
 from controller.client.errors import InputError
 from controller.client.output import ago, detail, note, plain, print_json, print_line, table, when
 from controller.client.session import connect
-from controller.wire.grants import GrantCreate, GrantPatch, TemporaryGrant
+from controller.wire.grants import GrantCalls, GrantCreate, GrantPatch, TemporaryGrant
 
-from .options import JsonFlag, build, examples, group, seconds
+from .options import JsonFlag, build, examples, group, json_object, seconds
 from .waiting import wait_for_hosts
 
 __all__ = ["app"]
@@ -24,6 +26,8 @@ app = group(
     "it. Selectors and `ip` are written as in a policy document.",
     _MAKE,
     "wardmesh grant --from group:ops --to svc:db --ttl 30m --reason 'rotate the password'",
+    "wardmesh grant --from agent1 --to svc:github --tool 'search_*' --tool create_issue "
+    """--args '{"create_issue": {"repo": {"equals": "web"}}}' --ttl 1h --reason INC-1234""",
     "wardmesh grant list",
     "wardmesh grant extend ID --ttl 2h",
     "wardmesh grant revoke ID",
@@ -50,6 +54,21 @@ def create(
         list[str] | None,
         typer.Option(metavar="FLOW", help="tcp:PORT, udp:PORT, icmp; none for a service. Repeatable."),
     ] = None,
+    tool: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Tools of a service that speaks MCP. Repeatable.")
+    ] = None,
+    deny_tool: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="None of these, although --tool names them. Repeatable.")
+    ] = None,
+    prompt: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Its prompts. Repeatable.")] = None,
+    resource: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Its resources. Repeatable.")] = None,
+    method: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Other methods. Repeatable.")] = None,
+    args: Annotated[
+        str, typer.Option(metavar="JSON", help="What arguments must be, as `args` in a policy document's grant.")
+    ] = "",
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB=RATE", help="How often, like 'get_*=500/10s'. Repeatable.")
+    ] = None,
     ttl: Annotated[str, typer.Option(metavar="DURATION", help="How long from now: 90s, 15m, 12h, 7d.")] = "",
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept in the audit.")] = "",
     wait: WaitFlag = False,
@@ -57,20 +76,39 @@ def create(
     json: JsonFlag = False,
 ) -> None:
     """Grant access for a while, and print the grant's id."""
-    given = {"--from": source, "--to": destination, "--ip": ip, "--ttl": ttl, "--reason": reason}
+    needed = {"--from": source, "--to": destination, "--ttl": ttl, "--reason": reason}
+    lists = {"--tool": tool, "--deny-tool": deny_tool, "--prompt": prompt, "--resource": resource, "--method": method}
+    calls: Mapping[str, object] = {**lists, "--args": args, "--limit": limit}
     if context.invoked_subcommand is not None:
-        stray = [option for option, value in given.items() if value]
+        stray = [option for option, value in {**needed, "--ip": ip, **calls}.items() if value]
         if stray or wait or json:
             option = stray[0] if stray else "--wait" if wait else "--json"
             raise InputError(f"{option} belongs after `{context.invoked_subcommand}`, or that word is one too many")
         return
-    missing = [option for option, value in given.items() if not value and option != "--ip"]
+    missing = [option for option, value in needed.items() if not value]
     if missing:
         raise InputError(f"a grant needs {' and '.join(missing)}, like `{_MAKE}`")
     patience, lifetime = seconds(timeout), seconds(ttl)
+
+    def mcp() -> GrantCalls:
+        return GrantCalls(
+            tools=tuple(tool or ()),
+            deny_tools=tuple(deny_tool or ()),
+            prompts=tuple(prompt or ()),
+            resources=tuple(resource or ()),
+            methods=tuple(method or ()),
+            args=json_object(args, "--args", '{"create_issue": {"repo": {"equals": "web"}}}') if args else {},
+            limits=dict(_limit(text) for text in limit or ()),
+        )
+
     wanted = build(
         lambda: GrantCreate(
-            from_=tuple(source or ()), to=tuple(destination or ()), ip=tuple(ip or ()), ttl=lifetime, reason=reason
+            from_=tuple(source or ()),
+            to=tuple(destination or ()),
+            ip=tuple(ip or ()),
+            mcp=mcp() if any(calls.values()) else None,
+            ttl=lifetime,
+            reason=reason,
         )
     )
     with connect() as controller:
@@ -99,7 +137,7 @@ def list_grants(
         return
     now = datetime.now(UTC)
     table(
-        ("ID", "STATE", "ENDS", "FROM", "TO", "IP", "BY", "REASON"),
+        ("ID", "STATE", "ENDS", "FROM", "TO", "FLOWS, CALLS", "BY", "REASON"),
         (
             (
                 grant.id,
@@ -107,7 +145,7 @@ def list_grants(
                 ago(grant.revoked or grant.expires, now),
                 " ".join(grant.from_),
                 " ".join(grant.to),
-                " ".join(grant.ip) or "-",
+                _opens(grant) or "-",
                 plain(grant.actor),
                 plain(grant.reason),
             )
@@ -135,6 +173,7 @@ def show(grant: GrantArgument, json: JsonFlag = False) -> None:
             ("from", " ".join(found.from_)),
             ("to", " ".join(found.to)),
             ("ip", " ".join(found.ip) or "the service's own port"),
+            *((plain(key), plain(dumps(value))) for key, value in (found.mcp.written if found.mcp else {}).items()),
             ("reason", plain(found.reason)),
             ("by", plain(found.actor)),
             ("created", when(found.created)),
@@ -178,8 +217,22 @@ def revoke(
 
 
 def _what(grant: TemporaryGrant) -> str:
-    flows = f" {' '.join(grant.ip)}" if grant.ip else ""
-    return f"{' '.join(grant.from_)} -> {' '.join(grant.to)}{flows}"
+    return f"{' '.join(grant.from_)} -> {' '.join(grant.to)} {_opens(grant)}".rstrip()
+
+
+def _opens(grant: TemporaryGrant) -> str:
+    """Its flows, or the calls that it names; how these are narrowed is in `show`."""
+    if grant.mcp is None:
+        return " ".join(grant.ip)
+    named = (*grant.mcp.tools, *grant.mcp.prompts, *grant.mcp.resources, *grant.mcp.methods)
+    return plain(" ".join(named))
+
+
+def _limit(text: str) -> tuple[str, str]:
+    tool, equals, rate = text.partition("=")
+    if not equals:
+        raise InputError(f"--limit {text!r} names no tool: write it like 'get_*=500/10s'")
+    return tool, rate
 
 
 def _state(grant: TemporaryGrant) -> Text:

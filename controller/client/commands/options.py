@@ -3,15 +3,26 @@
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from json import loads
 from pathlib import Path
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
 
 from controller.client.errors import InputError
 
-__all__ = ["FileArgument", "JsonFlag", "NodeArgument", "YesFlag", "build", "examples", "group", "seconds"]
+__all__ = [
+    "FileArgument",
+    "JsonFlag",
+    "NodeArgument",
+    "YesFlag",
+    "build",
+    "examples",
+    "group",
+    "json_object",
+    "seconds",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -41,6 +52,17 @@ def seconds(text: str) -> int:
     if match is None or not int(match[1]):
         raise InputError(f"{text!r} is not a duration: write it like 90s, 15m, 12h, 7d or 2w")
     return int(timedelta(seconds=int(match[1]) * _SECONDS[match[2]]).total_seconds())
+
+
+def json_object(text: str, option: str, like: str) -> dict[str, Any]:
+    """What an option says as a JSON object. Raises InputError."""
+    try:
+        value = loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{option} {text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{option} {text!r} is not a JSON object: write it like '{like}'")
+    return value
 
 
 def build(make: Callable[[], M]) -> M:

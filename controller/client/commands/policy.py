@@ -4,7 +4,6 @@ The document is text that belongs in version control; these commands carry it.
 """
 
 from itertools import islice, takewhile
-from json import loads
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +24,7 @@ from controller.wire.rest import (
 )
 from controller.wire.services import CallQuestion
 
-from .options import FileArgument, JsonFlag, build, examples, group, seconds
+from .options import FileArgument, JsonFlag, build, examples, group, json_object, seconds
 from .waiting import wait_for_hosts
 
 __all__ = ["app"]
@@ -256,12 +255,7 @@ def explain(
 
 
 def _explain_call(source: str, service: str, tool: str, args: str, *, json: bool) -> None:
-    try:
-        arguments = loads(args)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--args {args!r} is not JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise InputError(f'--args {args!r} is not a JSON object: write it like \'{{"repo": "web"}}\'')
+    arguments = json_object(args, "--args", '{"repo": "web"}')
     question = build(lambda: CallQuestion(source=source, service=service, tool=tool, arguments=arguments))
     with connect() as controller:
         found = controller.explain_call(question)

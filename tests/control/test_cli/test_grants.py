@@ -48,6 +48,30 @@ def test_a_grant_is_made_shown_explained_extended_and_revoked(cli: Cli) -> None:
     assert "was revoked at" in again.err
 
 
+def test_tools_of_a_service_are_granted_for_a_while(cli: Cli) -> None:
+    (cli.home / "policy.yaml").write_text(
+        "services: {github: {on: [tag:callee], mcp: {upstream: 'http://127.0.0.1:3000/mcp'}}}\n"
+    )
+    assert cli("policy", "apply", "policy.yaml").code == 0
+    to = ("--from", "caller", "--to", "svc:github")
+    question = ("policy", "explain", *to, "--tool", "create_issue", "--args")
+    assert cli(*question, '{"repo": "web"}').code == 1
+    refused = cli("grant", *to, "--ttl", "1h", "--reason", "INC-7")
+    assert (refused.code, "name what may be called on it" in refused.err) == (1, True)
+    calls = ("--tool", "get_*", "--tool", "create_issue", "--deny-tool", "get_secret", "--limit", "get_*=5/10s")
+    rules = '{"create_issue": {"repo": {"equals": "web"}}}'
+    made = cli("grant", *to, *calls, "--args", rules, "--ttl", "1h", "--reason", "INC-7", "--json").json()
+    assert made["mcp"]["tools"] == ["get_*", "create_issue"]
+    explained = cli(*question, '{"repo": "web"}')
+    assert (explained.code, f"temporary grant {made['id']}" in explained.out) == (0, True)
+    assert cli(*question, '{"repo": "api"}').code == 1
+    shown = cli("grant", "show", made["id"]).out
+    assert all(word in shown for word in ('["get_*", "create_issue"]', '["get_secret"]', '"5/10s"', '"equals": "web"'))
+    assert "get_* create_issue" in next(line for line in cli("grant", "list").out.splitlines() if made["id"] in line)
+    assert cli("grant", "revoke", made["id"]).code == 0
+    assert cli(*question, '{"repo": "web"}').code == 1
+
+
 def test_the_list_says_which_grants_nothing(cli: Cli) -> None:
     (cli.home / "policy.yaml").write_text("groups: {callers: [tag:caller]}\n")
     assert cli("policy", "apply", "policy.yaml").code == 0
@@ -74,6 +98,10 @@ def test_the_list_says_which_grants_nothing(cli: Cli) -> None:
         ((*GRANT[:9], "soon", *GRANT[10:]), 2, "not a duration"),
         ((*GRANT[:9], "31d", *GRANT[10:]), 1, "longer than this controller allows"),
         ((*GRANT, "list"), 2, "--from belongs after `list`"),
+        ((*GRANT, "--tool", "x"), 1, "is no service with mcp"),
+        ((*GRANT, "--tool", "x", "--args", "[]"), 2, "--args '[]' is not a JSON object"),
+        ((*GRANT, "--tool", "x", "--limit", "5/s"), 2, "--limit '5/s' names no tool"),
+        (("--tool", "x", "list"), 2, "--tool belongs after `list`"),
         (("show", "t00"), 1, "no temporary grant 't00'"),
     ],
 )
