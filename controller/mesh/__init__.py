@@ -8,8 +8,8 @@ names of its sets follow from the role, and its peers are the members of those s
 
 - A change of a node touches those who use a set that the node is or was in, and the node itself. Nobody else is
   looked at. It names the objects that may differ (`Dirty`), not their values.
-- A delta is written when an agent can take it, from the values of that moment. Several changes that wait for a slow
-  agent are the union of their names: one bounded value, and one delta.
+- A delta is written (`maps`) when an agent can take it, from the values of that moment. Several changes that wait for
+  a slow agent are the union of their names: one bounded value, and one delta.
 - A delta that resumes a host is written in the same way, from what the log names since the host's revision.
 - What changed before the controller read the mesh is known by name from the database (`past`): a host that comes back
   after a restart, or from another controller, is told the present value of whatever changed since.

@@ -10,16 +10,16 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from typing import Final
 
 from controller.policy import Document, PolicyError, compile_policy, parse
-from controller.policy.compile import View
 from controller.policy.temporary import beside
 from controller.records import ENDED_KEPT, Change, Fleet, NodeRecord, PolicyRecord, ServiceRecord, TemporaryGrant
 from controller.wire.base import Revision
 from controller.wire.mcp import GatewayPolicy, Service, ServiceName
-from controller.wire.netmap import Delta, Netmap, NodeId, Peer, SelfNode, SetChange
+from controller.wire.netmap import Delta, Netmap, NodeId
 
-from .dirty import Affected, Dirty, merged
+from .dirty import Affected, Dirty
 from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for
 from .index import Index
+from .maps import Maps
 from .past import Named
 from .places import Places, key_of, sets_of
 from .recompile import Layout, changes_between, differing
@@ -56,6 +56,7 @@ class MeshState:
         self._policy = compile_policy(self.document.at(now))
         self.next_expiry = self.document.next_expiry(now)
         self._index = self._empty_index()
+        self._maps = self._written()
         for node_id, record in fleet.nodes.items():
             self._set(node_id, record, None)
         self._retry(None)
@@ -106,8 +107,7 @@ class MeshState:
 
     def service(self, name: ServiceName) -> Service | None:
         """The gateway service of the policy in force, with its addresses and names as hosts get it."""
-        declared = self._policy.gateway_services.get(name)
-        return None if declared is None else self._placed(declared)
+        return self._maps.service(name)
 
     def servers(self, name: ServiceName) -> Set[NodeId]:
         """The active hosts that policy lets serve this gateway service."""
@@ -116,17 +116,7 @@ class MeshState:
 
     def gateway_policy(self, name: ServiceName) -> GatewayPolicy | None:
         """What the gateways that serve `name` decide by."""
-        service = self.service(name)
-        if service is None:
-            return None
-        view = self._policy.view(frozenset({key_of(name)}))
-        sets = {key for grant in view.calls.values() for key in grant.peers}
-        return GatewayPolicy.model_construct(
-            revision=self.revision,
-            services={name: service},
-            grants=dict(view.calls),
-            sets={key: self._index.address_set(key) for key in sorted(sets)},
-        )
+        return self._maps.gateway_policy(name, self.revision)
 
     def services(self, node_id: NodeId) -> frozenset[str]:
         """The gateway services that policy lets this node serve, by name."""
@@ -134,54 +124,11 @@ class MeshState:
 
     def netmap(self, node_id: NodeId) -> Netmap | None:
         """The whole map of a node; None for one that does not exist or cannot be described."""
-        entry = self._entries.get(node_id, ABSENT)
-        if entry.node is None:
-            return None
-        view = self._policy.view(entry.role)
-        others = self._index.members_of(view.sets) - {node_id}
-        peers = {other: peer for other in sorted(others) if (peer := self._peer(entry, view, other)) is not None}
-        return Netmap.model_construct(
-            revision=self.revision,
-            mesh=self.mesh,
-            node=self._self(node_id, entry.node, view),
-            peers=peers,
-            sets={name: self._index.address_set(name) for name in sorted(sets_of(view))},
-            rules=dict(view.rules),
-            services={name: self._placed(service) for name, service in view.services.items()},
-            calls=dict(view.calls),
-            names={name: found for name in sorted(view.names) if (found := self._places.addresses(name))},
-        )
+        return self._maps.netmap(node_id, self.revision)
 
     def delta(self, node_id: NodeId, dirty: Dirty, base: Revision) -> Delta | None:
         """From `base` to now: the present value of the objects that `dirty` names. None as for `netmap`."""
-        entry = self._entries.get(node_id, ABSENT)
-        if entry.node is None:
-            return None
-        view = self._policy.view(entry.role)
-        visible = {
-            other: self._peer(entry, view, other) if self._sees(view.sets, other) else None
-            for other in sorted(dirty.peers - {node_id})
-        }
-        names = {name: found for name in sorted(dirty.names & view.names) if (found := self._places.addresses(name))}
-        return Delta.model_construct(
-            base=base,
-            revision=self.revision,
-            mesh=None,
-            node=self._self(node_id, entry.node, view) if dirty.node else None,
-            peers=tuple(peer for peer in visible.values() if peer is not None),
-            peers_removed=tuple(other for other, peer in visible.items() if peer is None),
-            sets=tuple(self._set_changes(dirty, sets_of(view))),
-            rules=tuple(view.rules[rule] for rule in sorted(dirty.rules) if rule in view.rules),
-            rules_removed=tuple(rule for rule in sorted(dirty.rules) if rule not in view.rules),
-            services=tuple(
-                self._placed(view.services[name]) for name in sorted(dirty.services) if name in view.services
-            ),
-            services_removed=tuple(name for name in sorted(dirty.services) if name not in view.services),
-            calls=tuple(view.calls[grant] for grant in sorted(dirty.calls) if grant in view.calls),
-            calls_removed=tuple(grant for grant in sorted(dirty.calls) if grant not in view.calls),
-            names=names,
-            names_removed=tuple(name for name in sorted(dirty.names) if name not in names),
-        )
+        return self._maps.delta(node_id, dirty, base, self.revision)
 
     def last_ended(self, now: float) -> int | None:
         """When a grant of the document last ended by its time."""
@@ -189,62 +136,8 @@ class MeshState:
         return max((end for end in ends if end <= now), default=None)
 
     def named(self, node_id: NodeId, named: Named) -> Dirty:
-        """All that may differ in a node's map since these nodes and services changed, and neither it nor the rules.
-
-        A node that is gone has left no address to name: the sets that it may have been in are stated whole. Where the
-        rules have changed since they were loaded, what the services were to this node is not known any more: what it
-        holds and sees held is stated whole, too.
-        """
-        view = self._policy.view(self._entries.get(node_id, ABSENT).role)
-        used = sets_of(view)
-        unknown = bool(named.services) and self._rules_changed
-        holders = used if unknown else {key_of(name) for name in named.services & view.names}
-        dirty = Dirty(
-            node=unknown or not named.services.isdisjoint(view.services),
-            peers=set(named.nodes) | self._index.members_of(holders),
-            sets={key_of(name) for name in named.services},
-            services=named.services & view.services.keys(),
-            names=set(named.services & view.names),
-        )
-        for other in named.nodes:
-            record = self._records.get(other)
-            if record is None:
-                return merged([dirty, Dirty(sets=set(used))])
-            for key in used:
-                dirty.add_elements(key, record.addresses)
-        return dirty
-
-    def _sees(self, sets: frozenset[str], other: NodeId) -> bool:
-        return not sets.isdisjoint(self._entries.get(other, ABSENT).role)
-
-    def _peer(self, receiver: Entry, view: View, other: NodeId) -> Peer | None:
-        """Of the addresses that it holds for services, a receiver is told those of services that it may call."""
-        entry = self._entries[other]
-        peer = entry.peer_keepalive if receiver.behind_nat else entry.peer
-        held = self._places.held(other, self._policy.view(entry.role).services, view.names)
-        return peer.model_copy(update={"held": held}) if peer is not None and held else peer
-
-    def _self(self, node_id: NodeId, node: SelfNode, view: View) -> SelfNode:
-        held = self._places.held(node_id, view.services)
-        return node.model_copy(update={"held": held}) if held else node
-
-    def _placed(self, service: Service) -> Service:
-        names = (f"{service.name}.{self.mesh.domain}", service.name)
-        return service.model_copy(update={"addresses": self._places.addresses(service.name), "names": names})
-
-    def _set_changes(self, dirty: Dirty, used: frozenset[str]) -> list[SetChange]:
-        make = SetChange.model_construct
-        changes = []
-        for name in sorted(dirty.sets):
-            # Deleted first, even when it is in use: a set that was out of use and came back may still be on the host.
-            changes.append(make(name=name, add=frozenset(), remove=frozenset(), delete=True))
-            if name in used:
-                addresses = self._index.address_set(name).addresses
-                changes.append(make(name=name, add=addresses, remove=frozenset(), delete=False))
-        for name in sorted((dirty.elements.keys() & used) - dirty.sets):
-            present = frozenset(a for a in dirty.elements[name] if self._index.has(name, a))
-            changes.append(make(name=name, add=present, remove=frozenset(dirty.elements[name]) - present, delete=False))
-        return changes
+        """All that may differ in a node's map since these nodes and services changed, and neither it nor the rules."""
+        return self._maps.named(node_id, named, self._records, rules_changed=self._rules_changed)
 
     # Changing
 
@@ -421,6 +314,7 @@ class MeshState:
         old = self._layout()
         self._policy = compile_policy(self.document.at(now))
         self._index = self._empty_index()
+        self._maps = self._written()
         for node_id, entry in self._entries.items():
             if entry.peer is not None:
                 role = self._policy.role(entry.peer.name, entry.peer.tags, entry.peer.addresses)
@@ -439,6 +333,9 @@ class MeshState:
     def _layout(self) -> Layout:
         roles = {node_id: entry.role for node_id, entry in self._entries.items()}
         return Layout(self._policy, self._index, roles, self._places)
+
+    def _written(self) -> Maps:
+        return Maps(self.mesh, self._policy, self._index, self._entries, self._places)
 
     def _empty_index(self) -> Index:
         index = Index()
