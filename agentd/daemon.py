@@ -126,8 +126,11 @@ async def _run(config: Config) -> int:
             mesh,
             stun=stun_of(member.node.url, config.stun_port),
             candidates=lambda: endpoints(config, own.now, mesh),
+            mtu=config.mtu,
         )
-        kernel = Reconciler(_link_settings(config, probes.port), member.key.raw, choose=prober.choose)
+        kernel = Reconciler(
+            _link_settings(config, probes.port), member.key.raw, choose=prober.choose, choose_mtu=prober.mtu
+        )
         stack.push_async_callback(kernel.close)
         await kernel.start()
         return await _Daemon(config, state, member, kernel, own, prober=prober, user=user).run(server)

@@ -178,18 +178,25 @@ class Ruleset:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route through our link, with the address that the host speaks from when it uses it."""
+    """A route through our link, with the address that the host speaks from when it uses it.
+
+    `mtu`: bytes of the largest packet, 0 for the link's own MTU.
+    """
 
     destination: Network
     source: Network
+    mtu: int = 0
 
     def __str__(self) -> str:
-        return f"{self.destination} src {self.source.address}"
+        return f"{self.destination} src {self.source.address}{f' mtu {self.mtu}' if self.mtu else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class DesiredPeer:
-    """One WireGuard peer. `endpoint` is a hint: a peer that roams is where its last packet came from."""
+    """One WireGuard peer. `endpoint` is a hint: a peer that roams is where its last packet came from.
+
+    `mtu`: bytes of the largest packet for it, 0 for the link's own MTU.
+    """
 
     name: str
     public_key: str
@@ -197,6 +204,7 @@ class DesiredPeer:
     endpoint: Endpoint | None = None
     keepalive: int = 0  # seconds, 0 for off
     preshared_key: bytes = field(default=NO_PRESHARED_KEY, repr=False)
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)

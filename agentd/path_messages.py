@@ -59,6 +59,7 @@ class PeerPaths(Message):
     id: NodeId
     name: NodeName
     endpoint: str | None = None
+    mtu: int | None = Field(default=None, description="bytes of the largest packet that passes; None: not known yet")
     paths: tuple[PathStatus, ...] = ()
 
 

@@ -42,7 +42,7 @@ from .operations import (
     SetLink,
 )
 
-__all__ = ["STALE_HANDSHAKE", "choose_first", "desired", "plan"]
+__all__ = ["STALE_HANDSHAKE", "choose_first", "desired", "plan", "whole_mtu"]
 
 # Seconds. A session that carries traffic shakes hands every 120 s (REKEY_AFTER_TIME) and is dead after 180
 # (REJECT_AFTER_TIME, section 6.1 of the WireGuard paper): from then on the peer's last place is only a memory.
@@ -51,12 +51,19 @@ STALE_HANDSHAKE: Final = 180.0
 _LINK_KINDS: Final = {"kernel": "wireguard", "userspace": "tun"}
 
 EndpointChoice = Callable[[Peer], EndpointText | None]
+MtuChoice = Callable[[Peer], int]
 TableCompiler = Callable[[Netmap, LinkSettings, float], Ruleset]
 
 
 def choose_first(peer: Peer) -> EndpointText | None:
     """The first of its endpoints, which come best first; None when there are none."""
     return peer.endpoints[0] if peer.endpoints else None
+
+
+def whole_mtu(peer: Peer) -> int:
+    """The link's own MTU for every peer."""
+    del peer
+    return 0
 
 
 # --- desired ----------------------------------------------------------------------------------------------------------
@@ -69,6 +76,7 @@ def desired(
     *,
     now: float,
     choose: EndpointChoice = choose_first,
+    choose_mtu: MtuChoice = whole_mtu,
     compile_table: TableCompiler = compile_ruleset,
 ) -> Desired:
     """The state for this map on a host with this public key.
@@ -78,14 +86,14 @@ def desired(
     """
     addresses = _networks(netmap.node.addresses)
     held = _networks(netmap.node.held) - addresses
-    peers = {peer.public_key: _peer(peer, choose) for peer in netmap.peers.values()}
+    peers = {peer.public_key: _peer(peer, choose, choose_mtu(peer)) for peer in netmap.peers.values()}
     _check_peers(netmap, public_key, peers, addresses | held)
     return Desired(
         link=link,
         public_key=public_key,
         addresses=addresses,
         held=held,
-        routes=frozenset(_routes(addresses, (netmap.mesh.prefix4, netmap.mesh.prefix6))),
+        routes=frozenset(_routes(addresses, (netmap.mesh.prefix4, netmap.mesh.prefix6), peers.values(), link)),
         peers=peers,
         ruleset=compile_table(netmap, link, now),
     )
@@ -95,7 +103,7 @@ def _networks(addresses: Iterable[Address]) -> frozenset[Network]:
     return frozenset(Network.host(address) for address in addresses)
 
 
-def _peer(peer: Peer, choose: EndpointChoice) -> DesiredPeer:
+def _peer(peer: Peer, choose: EndpointChoice, mtu: int) -> DesiredPeer:
     endpoint = choose(peer)
     return DesiredPeer(
         name=peer.name,
@@ -103,16 +111,26 @@ def _peer(peer: Peer, choose: EndpointChoice) -> DesiredPeer:
         allowed_ips=_networks((*peer.addresses, *peer.held)),
         endpoint=None if endpoint is None else Endpoint.parse(endpoint),
         keepalive=peer.keepalive or 0,
+        mtu=mtu,
     )
 
 
-def _routes(addresses: frozenset[Network], prefixes: Iterable[Prefix]) -> Iterator[Route]:
+def _routes(
+    addresses: frozenset[Network], prefixes: Iterable[Prefix], peers: Iterable[DesiredPeer], link: LinkSettings
+) -> Iterator[Route]:
+    """One for each of the mesh's prefixes, and one for each address of a peer to which the path is narrower."""
+    narrow = [peer for peer in peers if 0 < peer.mtu < link.mtu]
     for prefix in prefixes:
         destination = Network.parse(prefix)
         # With several addresses in one prefix any would do; the lowest is always the same one.
         sources = sorted(address for address in addresses if destination.contains(address))
-        if sources:
-            yield Route(destination=destination, source=sources[0])
+        if not sources:
+            continue
+        yield Route(destination=destination, source=sources[0])
+        for peer in narrow:
+            for network in peer.allowed_ips:
+                if destination.contains(network):
+                    yield Route(destination=network, source=sources[0], mtu=peer.mtu)
 
 
 def _check_peers(

@@ -15,6 +15,11 @@ __all__ = ["ProbeSocket"]
 
 log = logging.getLogger("agentd.probing")
 
+_LARGEST: Final = 65535  # bytes of a datagram
+# linux/in.h and linux/in6.h: DF is set, and what ICMP said of the path is not taken for an answer.
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_PROBE: Final = 3
 _AT_ONCE: Final = 64  # datagrams between two looks at everything else
 # Ports that people give to WireGuard, which must be free when its link is made.
 _WIREGUARD_PORTS: Final = range(51820, 51920)
@@ -56,7 +61,7 @@ class ProbeSocket:
         """What has come, with its source."""
         for _ in range(_AT_ONCE):
             try:
-                data, source = self._socket.recvfrom(2048)
+                data, source = self._socket.recvfrom(_LARGEST)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -74,10 +79,12 @@ def _bind(taken: set[int]) -> socket.socket:
         try:
             made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             made.bind(("::", 0))
         except OSError:  # a kernel without IPv6
             made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             made.bind(("", 0))
+        made.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         if made.getsockname()[1] not in taken:
             return made
         made.close()

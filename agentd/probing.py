@@ -20,6 +20,7 @@ from controller.wire.netmap import Mesh, Netmap, NodeId, Peer
 from controller.wire.stun import Binding, StunError, decode, encode, is_authentic
 
 from .facts import OwnAddresses
+from .path_mtu import PathMtu
 from .paths.checks import Checks, View
 from .paths.discovery import Discovery, NatKind, ServerView
 from .paths.pair import Pair, pair
@@ -33,6 +34,7 @@ PathKind = Literal["lan", "direct"]  # `lan`: on a network that this host is on
 log = logging.getLogger("agentd.probing")
 
 _RESOLVE_RETRY: Final = 60.0  # seconds
+_LARGEST: Final = 65535  # bytes: a peer's questions have the sizes that it wants to know of
 # With it a request is no shorter than its answer: nobody can be flooded by our question in his name.
 _SOFTWARE: Final = b"wardmesh agentd     "
 
@@ -73,10 +75,11 @@ class Prober:
         *,
         stun: tuple[str, int] | None,
         candidates: Callable[[], tuple[Endpoint, ...]],
+        mtu: int = 1420,
     ) -> None:
         """`stun`: host name or address and first port of the controller's STUN; None: nobody is asked.
 
-        `candidates`: the endpoints that this host has without any NAT.
+        `candidates`: the endpoints that this host has without any NAT. `mtu`: the link's, in bytes.
         """
         self._socket, self._own, self._stun = sock, own, stun
         self._prefixes = [ipaddress.ip_network(prefix) for prefix in (mesh.prefix4, mesh.prefix6)]
@@ -85,6 +88,7 @@ class Prober:
         self._checks, self._discovery, self._known = Checks(Preference(own.chooser)), Discovery(), _Known()
         self._given: dict[NodeId, Endpoint | None] = {}
         self._questions: dict[bytes, _Question] = {}  # by transaction
+        self._sizes = PathMtu(self._ask_sized, mtu, self._tell_changed)
         self._fresh = (os.urandom(12) for _ in itertools.count())
         self._timer: asyncio.TimerHandle | None = None
         self._resolve = asyncio.Event()
@@ -105,6 +109,14 @@ class Prober:
         found = self._checks.chosen(peer.id) or self._own.choose(peer.endpoints)
         self._given[peer.id] = found
         return found
+
+    def mtu(self, peer: Peer) -> int:
+        """Bytes of the largest packet for a peer, 0 when it is not known."""
+        return self._sizes.of(peer.id) or 0
+
+    def known_mtu(self, node: NodeId) -> int | None:
+        """The same, for people."""
+        return self._sizes.of(node)
 
     @property
     def reflexive(self) -> tuple[Endpoint, ...]:
@@ -129,10 +141,10 @@ class Prober:
         """What sort of path leads there."""
         return "lan" if self._own.chooser.is_near(endpoint) else "direct"
 
-    async def ask(self, node: NodeId, endpoint: Endpoint, *, patience: float) -> float | None:
+    async def ask(self, node: NodeId, endpoint: Endpoint, *, patience: float, size: int = 0) -> float | None:
         """Ask a peer there once; the round trip time in seconds, None when no answer came within `patience`.
 
-        Whatever comes of it changes no path.
+        The question is at least `size` bytes of UDP payload, in one piece. Whatever comes of it changes no path.
         """
         shared = self._pair(node)
         if shared is None:
@@ -141,7 +153,8 @@ class Prober:
         question = _Question(node, endpoint, asyncio.get_running_loop().create_future())
         self._questions[transaction] = question
         try:
-            self._socket.send(encode(Binding("request", transaction, username=shared.ours), shared.key), endpoint)
+            request = Binding("request", transaction, username=shared.ours)
+            self._socket.send(encode(request, shared.key, size=size), endpoint)
             async with asyncio.timeout(patience):
                 return await question.answer - sent
         except TimeoutError:
@@ -167,6 +180,7 @@ class Prober:
         # The controller asks for keepalives of hosts behind a NAT, and of no others.
         self._checks.behind_nat = any(peer.keepalive is not None for peer in netmap.peers.values())
         self._checks.meet(peers, self._now)
+        self._sizes.keep(peers)
         self._schedule()
 
     def moved(self) -> None:
@@ -181,16 +195,9 @@ class Prober:
         await self._in_force.wait()
         loop.add_reader(self._socket.fileno(), self._readable)
         try:
-            while True:
-                found = await self._find_servers()
-                self._resolve.clear()
-                self._discovery.ask_all(found, self._candidates(), self._now)
-                self._schedule()
-                try:
-                    async with asyncio.timeout(None if found or self._stun is None else _RESOLVE_RETRY):
-                        await self._resolve.wait()
-                except TimeoutError:
-                    pass  # the name may be known by now
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._ask_servers())
+                group.create_task(self._sizes.run())
         finally:
             loop.remove_reader(self._socket.fileno())
             if self._timer is not None:
@@ -206,6 +213,18 @@ class Prober:
         """False for what is inside the mesh: a way to a peer that is in the tunnel to it is none."""
         address = ipaddress.ip_address(split_endpoint(endpoint)[0])
         return not any(address.version == prefix.version and address in prefix for prefix in self._prefixes)
+
+    async def _ask_servers(self) -> None:
+        while True:
+            found = await self._find_servers()
+            self._resolve.clear()
+            self._discovery.ask_all(found, self._candidates(), self._now)
+            self._schedule()
+            try:
+                async with asyncio.timeout(None if found or self._stun is None else _RESOLVE_RETRY):
+                    await self._resolve.wait()
+            except TimeoutError:
+                pass  # the name may be known by now
 
     async def _find_servers(self) -> list[Endpoint]:
         if self._stun is None:
@@ -248,7 +267,7 @@ class Prober:
         before = self.reflexive
         for data, source in self._socket.received():
             try:
-                message = decode(data)
+                message = decode(data, largest=_LARGEST)
             except StunError:
                 continue  # anybody may send anything
             if not self._is_outside(source):
@@ -302,8 +321,20 @@ class Prober:
             log.info("this host is seen from elsewhere", extra={"endpoints": " ".join(self.reflexive) or "its own"})
             if self._links is not None:
                 self._links.seen()
-        moved = [node for node in self._checks.take_changed() if self._given.get(node) != self._checks.chosen(node)]
-        if self._links is not None and any(self._checks.chosen(node) is not None for node in moved):
+        changed = self._checks.take_changed()
+        for node in changed:
+            for view in self._checks.views(node):
+                if view.chosen:
+                    self._sizes.look(node, view.endpoint, view.rtt or 0.0)
+        moved = [node for node in changed if self._given.get(node) != self._checks.chosen(node)]
+        if any(self._checks.chosen(node) is not None for node in moved):
+            self._tell_changed()
+
+    async def _ask_sized(self, node: NodeId, endpoint: Endpoint, size: int, patience: float) -> float | None:
+        return await self.ask(node, endpoint, patience=patience, size=size)
+
+    def _tell_changed(self) -> None:
+        if self._links is not None:
             self._links.changed()
 
 

@@ -49,7 +49,7 @@ from .operations import (
     SetDevice,
     SetLink,
 )
-from .plan import EndpointChoice, choose_first, desired, plan
+from .plan import EndpointChoice, MtuChoice, choose_first, desired, plan, whole_mtu
 
 __all__ = ["Applied", "KernelError", "LinkSettings", "Reconciler"]
 
@@ -70,10 +70,17 @@ class Applied:
 class Reconciler:
     """One link and one table, in the network namespace of the thread that calls `start`."""
 
-    def __init__(self, settings: LinkSettings, private_key: bytes, *, choose: EndpointChoice = choose_first) -> None:
+    def __init__(
+        self,
+        settings: LinkSettings,
+        private_key: bytes,
+        *,
+        choose: EndpointChoice = choose_first,
+        choose_mtu: MtuChoice = whole_mtu,
+    ) -> None:
         self._settings = settings
         self._private_key = private_key
-        self._choose = choose
+        self._choose, self._choose_mtu = choose, choose_mtu
         self._compile_table = Recompiler()
         self._turn = asyncio.Lock()
         self._netmap: Netmap | None = None
@@ -221,6 +228,7 @@ class Reconciler:
             _public_key(self._private_key),
             now=time.time(),
             choose=self._choose,
+            choose_mtu=self._choose_mtu,
             compile_table=self._compile_table,
         )
 

@@ -32,10 +32,12 @@ def paths(answer: Paths) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("peer", "endpoint", "state"):
         table.add_column(heading, overflow="fold")
-    table.add_column("round trip", justify="right")
+    for heading in ("round trip", "mtu"):
+        table.add_column(heading, justify="right")
     for peer in answer.peers:
         for number, row in enumerate(_rows(peer)):
-            table.add_row(peer.name if number == 0 else "", *row)
+            first = number == 0
+            table.add_row(peer.name if first else "", *row, str(peer.mtu or "-") if first else "")
     console.print(table)
 
 

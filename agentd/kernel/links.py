@@ -190,7 +190,9 @@ class Links:
                 destination, source = answer.get_attr("RTA_DST"), answer.get_attr("RTA_PREFSRC")
                 if answer.get_attr("RTA_OIF") == index and answer["proto"] == ROUTE_PROTOCOL and destination and source:
                     prefix = Network.parse(f"{destination}/{answer['dst_len']}")
-                    found.append(Route(destination=prefix, source=Network.host(source)))
+                    metrics = answer.get_attr("RTA_METRICS")
+                    mtu = (metrics.get_attr("RTAX_MTU") if metrics else None) or 0
+                    found.append(Route(destination=prefix, source=Network.host(source), mtu=mtu))
         return frozenset(found)
 
     def put_route(self, name: str, route: Route, *, replace: bool) -> None:
@@ -215,6 +217,8 @@ class Links:
         four = route.destination.family == socket.AF_INET
         attrs: list[list[object]] = [["RTA_DST", route.destination.address], ["RTA_OIF", self.index(name)]]
         attrs.append(["RTA_PREFSRC", route.source.address])
+        if route.mtu:
+            attrs.append(["RTA_METRICS", {"attrs": [["RTAX_MTU", route.mtu]]}])
         message = _message(
             rtmsg,
             attrs,

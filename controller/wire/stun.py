@@ -42,10 +42,11 @@ _USERNAME: Final = 0x0006
 _MESSAGE_INTEGRITY_SHA256: Final = 0x001C
 _XOR_MAPPED_ADDRESS: Final = 0x0020
 _SOFTWARE: Final = 0x8022
+_PADDING: Final = 0x0026  # RFC 5780 section 7.6
 _OPTIONAL: Final = 0x8000  # from here on, what is not known is skipped (section 14)
 # Known, and of no use here: MAPPED-ADDRESS, MESSAGE-INTEGRITY, REALM, NONCE, PASSWORD-ALGORITHM, USERHASH. ICE's own
 # (RFC 8445 section 16.1): PRIORITY, USE-CANDIDATE.
-_SKIPPED: Final = frozenset({0x0001, 0x0008, 0x0014, 0x0015, 0x001D, 0x001E, 0x0024, 0x0025})
+_SKIPPED: Final = frozenset({0x0001, 0x0008, 0x0014, 0x0015, 0x001D, 0x001E, 0x0024, 0x0025, _PADDING})
 _DIGEST: Final = hashlib.sha256().digest_size
 _LONGEST_USERNAME: Final = 513  # bytes, section 14.3
 
@@ -69,8 +70,11 @@ class Binding:
     integrity: int = 0
 
 
-def encode(message: Binding, key: bytes | None = None) -> bytes:
-    """The message, with MESSAGE-INTEGRITY-SHA256 (section 14.6) when there is a key."""
+def encode(message: Binding, key: bytes | None = None, *, size: int = 0) -> bytes:
+    """The message, with MESSAGE-INTEGRITY-SHA256 (section 14.6) when there is a key.
+
+    It is padded (RFC 5780 section 7.6) to `size` bytes, rounded up to a multiple of four, unless it is larger anyway.
+    """
     body = b""
     if message.software is not None:
         body += _attribute(_SOFTWARE, message.software)
@@ -79,18 +83,21 @@ def encode(message: Binding, key: bytes | None = None) -> bytes:
     if message.mapped is not None:
         body += _attribute(_XOR_MAPPED_ADDRESS, _xor_address(message.mapped, message.transaction))
     kind = _TYPES[message.kind]
+    digest = _ATTRIBUTE.size + _DIGEST if key is not None else 0
+    room = size + -size % 4 - _HEADER.size - len(body) - digest - _ATTRIBUTE.size
+    if room > 0:
+        body += _attribute(_PADDING, bytes(room))
     if key is None:
         return _HEADER.pack(kind, len(body), COOKIE, message.transaction) + body
     # The header's length counts the attribute that is about to come.
-    length = len(body) + _ATTRIBUTE.size + _DIGEST
-    data = _HEADER.pack(kind, length, COOKIE, message.transaction) + body
+    data = _HEADER.pack(kind, len(body) + digest, COOKIE, message.transaction) + body
     return data + _attribute(_MESSAGE_INTEGRITY_SHA256, hmac.digest(key, data, "sha256"))
 
 
-def decode(data: bytes) -> Binding:
-    """Read a message. Raises StunError."""
-    if not _HEADER.size <= len(data) <= LARGEST:
-        raise StunError(f"{len(data)} bytes are no STUN message of {_HEADER.size} to {LARGEST}")
+def decode(data: bytes, *, largest: int = LARGEST) -> Binding:
+    """Read a message of at most `largest` bytes. Raises StunError."""
+    if not _HEADER.size <= len(data) <= largest:
+        raise StunError(f"{len(data)} bytes are no STUN message of {_HEADER.size} to {largest}")
     number, length, cookie, transaction = _HEADER.unpack_from(data)
     if cookie != COOKIE or number not in _KINDS:
         raise StunError(f"type {number:#06x} with cookie {cookie:#010x} is no Binding request or answer")

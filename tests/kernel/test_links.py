@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -118,6 +119,16 @@ def test_a_route_changes_its_source_in_place(links: Links) -> None:
         links.put_route(LINK, changed[-1], replace=True)
     assert links.routes(links.index(LINK)) == set(changed)
     for route in changed * 2:
+        links.remove_route(LINK, route)
+    assert links.routes(links.index(LINK)) == set()
+
+
+def test_a_route_gets_an_mtu_and_loses_it_in_place(links: Links) -> None:
+    for route in (ROUTE, ROUTE6):
+        links.add_address(LINK, route.source)
+        for mtu in (1280, 1240, 0):
+            links.put_route(LINK, replace(route, mtu=mtu), replace=mtu != 1280)
+            assert replace(route, mtu=mtu) in links.routes(links.index(LINK))
         links.remove_route(LINK, route)
     assert links.routes(links.index(LINK)) == set()
 

@@ -304,6 +304,26 @@ def test_an_address_change_adds_the_new_before_it_removes_the_old() -> None:
     )
 
 
+def test_a_peer_whose_path_is_narrow_has_routes_of_its_own_and_loses_them_when_it_is_wide_again() -> None:
+    wide = want(netmap(SELF, PEER, OTHER))
+    narrow = desired(
+        netmap(SELF, PEER, OTHER),
+        LINK,
+        SELF.public_key,
+        now=NOW,
+        choose_mtu=lambda peer: 1240 if peer.id == PEER.name else LINK.mtu,
+    )
+    assert {route.mtu for route in wide.routes} == {0}
+    there, back = plan(narrow, reached(wide)), plan(wide, reached(narrow))
+    assert [str(operation) for operation in there] == [
+        f"add route {PEER.address}/32 src {SELF.address} mtu 1240",
+        f"add route {PEER.address6}/128 src {SELF.address6} mtu 1240",
+    ]
+    assert sorted(str(operation) for operation in back) == sorted(
+        f"remove route {operation}" for operation in (route for route in narrow.routes - wide.routes)
+    )
+
+
 # --- plan: services ---------------------------------------------------------------------------------------------------
 
 HELD = ("100.64.8.1", "fd77:7761:7264::8:1")

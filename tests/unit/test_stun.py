@@ -98,6 +98,23 @@ def test_a_changed_bit_is_noticed(message: Binding, data: st.DataObject) -> None
     assert not is_authentic(bytes(sent), found, b"key")
 
 
+@given(st.integers(0, 3000), st.none() | st.binary(min_size=1, max_size=40))
+def test_a_padded_message_has_its_size_and_is_read_and_authentic(size: int, key: bytes | None) -> None:
+    asked = Binding("request", bytes(12), username=b"who")
+    data, plain = encode(asked, key, size=size), encode(asked, key)
+    # A padding of nothing still has its header.
+    assert len(data) == (size + -size % 4 if size > len(plain) + 4 else len(plain))
+    assert decode(data, largest=3000).username == b"who"
+    assert key is None or is_authentic(data, decode(data, largest=3000), key)
+
+
+def test_a_message_larger_than_what_every_path_carries_is_read_only_by_who_expects_it() -> None:
+    data = encode(Binding("request", bytes(12)), size=LARGEST + 4)
+    with pytest.raises(StunError, match="552 bytes"):
+        decode(data)
+    assert decode(data, largest=LARGEST + 4).kind == "request"
+
+
 @given(st.binary(max_size=LARGEST + 10) | st.binary(max_size=200).map(lambda rest: SAMPLE_REQUEST[:20] + rest))
 def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
     try:

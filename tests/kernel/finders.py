@@ -1,0 +1,175 @@
+"""Agents without their controller, which look for paths to each other, on hosts behind NATs and firewalls of a lab."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from agentd.facts import OwnAddresses
+from agentd.model import LinkSettings
+from agentd.paths.candidates import candidates
+from agentd.probe_socket import ProbeSocket
+from agentd.probing import Prober
+from agentd.reconcile import Reconciler
+from controller.settings import Listen
+from controller.stun import listen
+from controller.wire.netmap import Netmap
+from tests.kernel.maps import MESH, Member, netmap
+from tests.kernel.nodes import OnHost
+from tests.lab import Host, Lab, Switch, eventually
+
+__all__ = ["Finder", "Stun", "finders", "place"]
+
+PORT = 51820
+# A NAT of `lab.nat` filters by address and port. These let more in, to the one host that is inside.
+FORWARDED = "add rule inet nat forward ct status dnat accept"
+PREROUTING = "add chain inet nat prerouting {{ type nat hook prerouting priority dstnat; }}"
+BY_ADDRESS = """
+add set inet nat contacted {{ type ipv4_addr; flags dynamic,timeout; timeout 5m; }}
+insert rule inet nat forward iifname {inside} udp sport 51820 update @contacted {{ ip daddr }}
+"""
+FIREWALL = """
+table inet distrust {
+  chain input {
+    type filter hook input priority filter; policy drop;
+    iifname { "lo", "wardmesh0" } accept
+    ct state established,related accept
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+  }
+}
+"""
+
+
+def place(lab: Lab, internet: Switch, kind: str, name: str) -> Host:
+    """A host on the internet or behind a router of this kind."""
+    if kind in {"public", "firewall"}:
+        host = lab.host(name, internet)
+        if kind == "firewall":
+            host.nft(FIREWALL)
+        return host
+    home = lab.switch(f"home-{name}")
+    host = lab.host(name, home)
+    router = lab.nat(f"nat-{name}", inside=home, outside=internet, random_ports=kind == "symmetric")
+    inside, outside = router.port(home).link, router.port(internet).link
+    if kind in {"independent", "address"}:
+        known = "ip saddr @contacted " if kind == "address" else ""
+        rule = f"add rule inet nat prerouting iifname {outside} {known}udp dport {PORT} dnat ip to {host.address}"
+        router.nft("\n".join([PREROUTING.format(), BY_ADDRESS.format(inside=inside) if known else "", rule, FORWARDED]))
+    return host
+
+
+class Finder(OnHost):
+    """A reconciler with its prober: agentd without its controller."""
+
+    def __init__(self, host: Host, number: int, server: str, stun_port: int) -> None:
+        super().__init__(host)
+        self.member = Member(number)
+        self.map: Netmap | None = None
+        self.call(lambda: self._open(server, stun_port))
+
+    async def _open(self, server: str, stun_port: int) -> None:
+        self.stack = ExitStack()
+        self.own = self.stack.enter_context(OwnAddresses())
+        sock = self.stack.enter_context(ProbeSocket(PORT))
+        self.prober = Prober(sock, self.own, MESH, stun=(server, stun_port), candidates=self._candidates)
+        settings = LinkSettings(backend="kernel", probe_port=sock.port)
+        self.reconciler = Reconciler(
+            settings, self.member.private_key, choose=self.prober.choose, choose_mtu=self.prober.mtu
+        )
+        await self.reconciler.start()
+        self.wake = asyncio.Event()
+        self.prober.connect(private_key=lambda: self.member.private_key, changed=self.wake.set, seen=lambda: None)
+        self.tasks = [asyncio.create_task(self._apply_on()), asyncio.create_task(self.prober.run())]
+
+    def _candidates(self) -> tuple[str, ...]:
+        return candidates(self.own.now, listen_port=PORT, mesh=(MESH.prefix4, MESH.prefix6))
+
+    async def _apply_on(self) -> None:
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            if self.map is not None:
+                await self.reconciler.apply(self.map)
+                self.prober.adopt(self.map)
+
+    def describe(self) -> None:
+        """What the controller would tell others of it."""
+        endpoints = (*self.prober.reflexive, *self._candidates())
+        self.member = replace(self.member, endpoints=endpoints, keepalive=25)
+
+    def be_at(self, endpoint: str) -> None:
+        """What the controller would tell others of it, if it had this endpoint alone."""
+        self.member = replace(self.member, endpoints=(endpoint,))
+
+    def mtu(self, other: "Finder") -> int | None:
+        return self.prober.known_mtu(other.member.name)
+
+    def meet(self, *others: "Finder") -> None:
+        async def adopt() -> None:
+            self.map = netmap(self.member, *(other.member for other in others))
+            self.wake.set()
+
+        self.call(adopt)
+
+    def begin_table(self) -> None:
+        """The table alone, so that STUN leaves from WireGuard's port."""
+        self.meet()
+
+    def reaches(self, other: "Finder") -> bool:
+        command = ("ping", "-n", "-c1", "-W", "2", other.member.address)
+        return self.host.run(*command, check=False).returncode == 0
+
+    def works_directly(self, other: "Finder") -> bool:
+        return any(view.chosen for view in self.prober.paths(other.member.name))
+
+    def end(self) -> None:
+        async def close() -> None:
+            for task in self.tasks:
+                task.cancel()
+            await asyncio.wait(self.tasks)
+            await self.reconciler.remove()
+            await self.reconciler.close()
+            self.stack.close()
+
+        self.call(close)
+        super().end()
+
+
+class Stun(OnHost):
+    """A STUN server on a host of the internet."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host)
+        self.call(self._open)
+
+    async def _open(self) -> None:
+        self.servers = listen(Listen(self.host.address, 3478))
+        for server in self.servers:
+            server.start()
+
+    def end(self) -> None:
+        async def close() -> None:
+            for server in self.servers:
+                server.close()
+
+        self.call(close)
+        super().end()
+
+
+@contextmanager
+def finders(*kinds: str) -> Iterator[list[Finder]]:
+    """One host of each kind, which knows from where it is seen."""
+    with Lab() as lab, ExitStack() as ending:
+        internet = lab.switch("internet")
+        stun = Stun(lab.host("stun", internet))
+        ending.callback(stun.end)
+        found = []
+        for number, kind in enumerate(kinds, 1):
+            finder = Finder(place(lab, internet, kind, f"{kind}{number}"), number, stun.host.address, 3478)
+            ending.callback(finder.end)
+            finder.begin_table()
+            found.append(finder)
+        for finder in found:
+            eventually(lambda finder=finder: finder.prober.nat != "unknown", 30, what="answers of STUN")
+            finder.describe()
+        yield found
