@@ -36,6 +36,7 @@ from controller.wire.rest import AdminRole, AdminTokenCreate
 
 __all__ = ["main"]
 
+_YOUNG: Final = 20_000  # objects between collections of the youngest
 _EXPECTED: Final = (SettingsError, StateDirError, StoreError, TlsError, Refused, BrokenChain, BackupError)
 
 app = typer.Typer(
@@ -169,6 +170,8 @@ def serve(
             # What a start made stays until the end: full collections, which stop everything, need not look at it.
             gc.collect()
             gc.freeze()
+            # Most of what a request makes is gone again before so much has come together, and never grows old.
+            gc.set_threshold(_YOUNG)
             await stop.wait()
 
     _run(run())

@@ -13,8 +13,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from controller.identity.peer_certificate import TLS13, set_tls
 
-__all__ = ["HttpProtocol", "WebSocketProtocol"]
+__all__ = ["PIECE", "HttpProtocol", "InPieces", "WebSocketProtocol"]
 
+PIECE: Final = 4096  # bytes
 _VERSIONS: Final = {"TLSv1.2": 0x0303, "TLSv1.3": TLS13}
 
 
@@ -34,8 +35,57 @@ class HttpProtocol(HttpToolsProtocol):
         _describe_tls(cast(dict[str, Any], self.scope), self.transport)
 
 
+class InPieces(asyncio.Transport):
+    """A transport that is given no more than a piece at a time, whose bytes it encrypts and passes on at once.
+
+    The memory BIO between OpenSSL and the socket never shrinks: without this, each stream keeps as much memory as the
+    largest frame that it ever sent, which for a host with many peers is a megabyte.
+    """
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: asyncio.Transport) -> None:
+        self._inner = inner
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if len(data) <= PIECE:
+            self._inner.write(data)
+            return
+        view = memoryview(data)
+        for begin in range(0, len(view), PIECE):
+            self._inner.write(view[begin : begin + PIECE])
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._inner.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._inner.is_closing()
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def abort(self) -> None:
+        self._inner.abort()
+
+    def pause_reading(self) -> None:
+        self._inner.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._inner.resume_reading()
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """WebSocket with the ASGI TLS extension."""
+    """WebSocket with the ASGI TLS extension, which keeps little for as long as it stands: there are thousands."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called once, when the HTTP connection becomes a WebSocket."""
+        super().connection_made(InPieces(cast(asyncio.Transport, transport)))
+
+    def start_keepalive(self) -> None:
+        """Called when the handshake has been answered: its headers are history."""
+        super().start_keepalive()
+        self.request.headers.clear()
+        self.response.headers.clear()
 
     def handle_connect(self, event: Any) -> None:
         """Called for the opening handshake; the superclass has made the scope, its task has not run yet."""

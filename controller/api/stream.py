@@ -90,6 +90,8 @@ async def _stream(websocket: WebSocket) -> None:
         await websocket.send_denial_response(refusal or Response(status_code=401))
         return
     await websocket.accept(subprotocol=PROTOCOL)
+    peer_certificate.forget(websocket.scope)
+    websocket.scope["headers"] = []
     session = _Session(websocket, context(websocket), node_id)
     try:
         await session.run()

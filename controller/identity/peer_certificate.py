@@ -12,7 +12,7 @@ from cryptography import x509
 from controller.identity.ca import node_id_of
 from controller.wire.netmap import NodeId
 
-__all__ = ["TLS13", "node_id", "set_tls", "tls_version"]
+__all__ = ["TLS13", "forget", "node_id", "set_tls", "tls_version"]
 
 TLS13: Final = 0x0304  # the ProtocolVersion of RFC 8446
 
@@ -27,6 +27,11 @@ def tls_version(scope: MutableMapping[str, Any]) -> int | None:
     """The connection's TLS version, None when it is not known (a proxy ended the TLS)."""
     version: int | None = _tls(scope).get("tls_version")
     return version
+
+
+def forget(scope: MutableMapping[str, Any]) -> None:
+    """Drop what is not needed any more by who knows the node: a connection may last for weeks."""
+    scope.get("extensions", {}).pop("tls", None)
 
 
 def set_tls(scope: MutableMapping[str, Any], *, version: int | None, chain: tuple[str, ...]) -> None:

@@ -7,7 +7,6 @@ Knows no WebSocket: it is given a coroutine that sends a frame.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
@@ -45,13 +44,14 @@ class Connection:
         self.maps = maps
         self.told = told
         self.in_force: Revision | None = None  # of this stream; None until the agent says
-        self.finished = asyncio.Event()
+        self.is_finished = False
+        self._end: asyncio.Event | None = None  # made for who waits for it
         self._pending: list[Dirty] = [] if pending is None else [pending]
         self._whole = pending is None
         self._in_flight = False
         self._recorded: dict[str, Recorded] = {}  # by spool; the latest word is enough
         self._controllers: Controllers | None = None
-        self._asks: deque[Ask] = deque(maxlen=MAX_ASKS)
+        self._asks: list[Ask] = []
         self._bye: Bye | None = None
         self._wake = asyncio.Event()
         self._wake.set()
@@ -75,6 +75,7 @@ class Connection:
     def ask(self, question: Ask) -> None:
         """Ask the host; of too many questions that wait, the oldest are forgotten, as their askers have given up."""
         self._asks.append(question)
+        del self._asks[:-MAX_ASKS]
         self._wake.set()
 
     def push(self, dirty: Dirty) -> None:
@@ -123,7 +124,15 @@ class Connection:
                         return frame
                     self._sent(frame)
         finally:
-            self.finished.set()
+            self.is_finished = True
+            if self._end is not None:
+                self._end.set()
+
+    async def finished(self) -> None:
+        """Wait until the stream has ended."""
+        if not self.is_finished:
+            self._end = self._end or asyncio.Event()
+            await self._end.wait()
 
     def _sent(self, frame: Snapshot | DeltaFrame | Recorded | Ask | Controllers) -> None:
         if isinstance(frame, Snapshot | DeltaFrame):
@@ -135,7 +144,7 @@ class Connection:
             return self._bye
         if not self._due:
             if self._asks:
-                return self._asks.popleft()
+                return self._asks.pop(0)
             if self._controllers is not None:
                 told, self._controllers = self._controllers, None
                 return told

@@ -4,14 +4,17 @@ Produced by the state when it applies a change, kept by the log for hosts that r
 written: that states the value which each object has by then. So merging two is the union of their names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from controller.wire.base import Address
 from controller.wire.mcp import ServiceName
 from controller.wire.netmap import NodeId
 
-__all__ = ["Affected", "Dirty", "merged"]
+__all__ = ["Affected", "Dirty", "Touched", "merged"]
+
+_OWN: Final = 16  # an empty one is some 1.7 KB, as much as this many names
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +47,7 @@ class Dirty:
     def size(self) -> int:
         """How many names it holds: its share of a bounded log."""
         objects = sum(map(len, (self.peers, self.rules, self.sets, self.services, self.calls, self.names)))
-        return 1 + objects + sum(map(len, self.elements.values()))
+        return _OWN + objects + sum(map(len, self.elements.values()))
 
     def add_elements(self, name: str, addresses: Iterable[Address]) -> None:
         self.elements.setdefault(name, set()).update(addresses)
@@ -64,7 +67,39 @@ class Dirty:
 Affected = dict[NodeId, Dirty]
 
 
-def merged(parts: list[Dirty]) -> Dirty:
+class Touched:
+    """Gathers, part by part, whom a change touches and in what. Nodes with the same parts share one value of them all.
+
+    So what a change costs, and what the log keeps of it, hardly grows with the nodes that it touches.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[NodeId, tuple[Dirty, ...]] = {}
+
+    def add(self, nodes: Iterable[NodeId], dirty: Dirty) -> None:
+        """These nodes are touched in this, too; it is not changed any more."""
+        for node_id in nodes:
+            before = self._parts.get(node_id)
+            self._parts[node_id] = (dirty,) if before is None else (*before, dirty)
+
+    def forget(self, node_id: NodeId) -> None:
+        """The node has no map any more."""
+        self._parts.pop(node_id, None)
+
+    def affected(self) -> Affected:
+        """Whose maps differ, and in what."""
+        unions: dict[tuple[int, ...], Dirty] = {}
+        found: Affected = {}
+        for node_id, parts in self._parts.items():
+            which = tuple(map(id, parts))
+            if which not in unions:
+                unions[which] = merged(parts)
+            if unions[which].concerns(node_id):
+                found[node_id] = unions[which]
+        return found
+
+
+def merged(parts: Sequence[Dirty]) -> Dirty:
     """The union of any number; a single part is answered as it is."""
     if len(parts) == 1:
         return parts[0]

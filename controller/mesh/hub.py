@@ -222,7 +222,7 @@ class Hub:
         connections = list(self._connections.values())
         for connection in connections:
             connection.dismiss(_SHUTDOWN)
-        waits = [asyncio.create_task(connection.finished.wait()) for connection in connections]
+        waits = [asyncio.create_task(connection.finished()) for connection in connections]
         if waits:
             _, late = await asyncio.wait(waits, timeout=_FAREWELL)
             for task in late:

@@ -16,7 +16,7 @@ from controller.wire.base import Revision
 from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Delta, Netmap, NodeId
 
-from .dirty import Affected, Dirty
+from .dirty import Affected, Dirty, Touched
 from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for
 from .index import Index
 from .maps import Maps
@@ -143,24 +143,24 @@ class MeshState:
 
     def apply(self, change: Change, now: float) -> Affected:
         """Apply a change and say whose maps it touches, and where. Older values than those known are ignored."""
-        affected: Affected = {}
+        touched = Touched()
         for node_id, record in change.nodes.items():
             if self._is_news(node_id, change.revision):
-                self._set(node_id, record, affected)
-        self._retry(affected)
+                self._set(node_id, record, touched)
+        self._retry(touched)
         for name, place in change.services.items():
             if self._is_news(key_of(name), change.revision):
-                self._set_place(name, place, affected)
+                self._set_place(name, place, touched)
         if self._take_grants(change):
-            self._recompile(now, affected)
+            self._recompile(now, touched)
         self.revision = max(self.revision, change.revision)
-        return {node_id: dirty for node_id, dirty in affected.items() if dirty.concerns(node_id)}
+        return touched.affected()
 
     def expire(self, now: float) -> Affected:
         """End the grants whose time has come. Hosts do so by themselves; this takes the peers left over, too."""
-        affected: Affected = {}
-        self._recompile(now, affected)
-        return affected
+        touched = Touched()
+        self._recompile(now, touched)
+        return touched.affected()
 
     def _take_grants(self, change: Change) -> bool:
         """Remember the policy and the temporary grants of a change; False when there are none, or only old ones."""
@@ -197,8 +197,8 @@ class MeshState:
             self._seen.popitem(last=False)
         return True
 
-    def _set(self, node_id: NodeId, record: NodeRecord | None, affected: Affected | None) -> None:
-        """Put a record in its place, and note in `affected` whom that concerns; None while nobody has a map yet."""
+    def _set(self, node_id: NodeId, record: NodeRecord | None, touched: Touched | None) -> None:
+        """Put a record in its place, and note in `touched` whom that concerns; None while nobody has a map yet."""
         old = self._entries.get(node_id, ABSENT)
         if old.peer is not None:
             self._registry.release(old.peer)
@@ -208,8 +208,8 @@ class MeshState:
             self._left_out[node_id] = fault
             if str(fault) != str(known):
                 _log.error("node %s is left out of every map: %s", node_id, fault)
-        if affected is not None and entry != old:
-            self._touch(node_id, old, entry, affected)
+        if touched is not None and entry != old:
+            self._touch(node_id, old, entry, touched)
         self._index.remove(node_id, old.role, old.addresses)
         self._index.add(node_id, entry.role, entry.addresses)
         if record is not None:
@@ -217,10 +217,10 @@ class MeshState:
             return
         self._records.pop(node_id, None)
         self._entries.pop(node_id, None)
-        if affected is not None:
-            affected.pop(node_id, None)  # it has no map any more
+        if touched is not None:
+            touched.forget(node_id)
 
-    def _set_place(self, name: ServiceName, place: ServiceRecord | None, affected: Affected) -> None:
+    def _set_place(self, name: ServiceName, place: ServiceRecord | None, touched: Touched) -> None:
         """Put a service in its place. It concerns who may call it, who holds or held it, and who may serve it."""
         old = self._places.get(name)
         self._places.put(name, place)
@@ -234,19 +234,16 @@ class MeshState:
         holders = {node_id for node_id in servers for found in (old, place) if found and found.holder == node_id}
         if old == place:
             return
-        for node_id in servers if before != after else holders:
-            dirty = affected.setdefault(node_id, Dirty())
-            dirty.node = dirty.node or node_id in holders
-            if before != after:
-                dirty.services.add(name)
+        told, callers = Dirty(), Dirty(peers=holders)
+        if before != after:
+            told.services.add(name)
+            callers.names.add(name)
+            for dirty in (told, callers):
                 dirty.add_elements(key, before ^ after)
+            touched.add(servers, told)
+        touched.add(holders, Dirty(node=True))
         for counterpart in self._policy.counterparts.get(key, ()):
-            for node_id in self._index.members(counterpart):
-                dirty = affected.setdefault(node_id, Dirty())
-                dirty.peers.update(holders - {node_id})
-                if before != after:
-                    dirty.names.add(name)
-                    dirty.add_elements(key, before ^ after)
+            touched.add(self._index.members(counterpart), callers)
 
     def _admit(self, record: NodeRecord) -> tuple[Entry, BadRecordError | None]:
         """The entry that stands for a record; for a bad one, an entry that is in nobody's map, and the fault."""
@@ -259,34 +256,35 @@ class MeshState:
             return entry.isolated(), fault
         return entry, None
 
-    def _retry(self, affected: Affected | None) -> None:
+    def _retry(self, touched: Touched | None) -> None:
         """What was held by another node may be free now."""
         for node_id in [node_id for node_id, fault in self._left_out.items() if isinstance(fault, ConflictError)]:
-            self._set(node_id, self._records[node_id], affected)
+            self._set(node_id, self._records[node_id], touched)
 
-    def _touch(self, node_id: NodeId, old: Entry, new: Entry, affected: Affected) -> None:
+    def _touch(self, node_id: NodeId, old: Entry, new: Entry, touched: Touched) -> None:
         elements = {
             key: addresses for key, addresses in _element_changes(old, new).items() if not self._index.is_pinned(key)
         }
-        self._touch_others(node_id, old, new, elements, affected)
+        self._touch_others(node_id, old, new, elements, touched)
         mine = self._touched_self(node_id, old, new, elements)
         if not mine.is_empty():
-            affected.setdefault(node_id, Dirty()).merge(mine)
+            touched.add([node_id], mine)
 
     def _touch_others(
-        self, node_id: NodeId, old: Entry, new: Entry, elements: Mapping[str, frozenset[str]], affected: Affected
+        self, node_id: NodeId, old: Entry, new: Entry, elements: Mapping[str, frozenset[str]], touched: Touched
     ) -> None:
         """Those whose rules use a set that the node is or was in: they have it as a peer."""
         if old.peer == new.peer and not elements:
             return
+        peers: set[NodeId] = set()
         for key in old.role | new.role:
-            for counterpart in self._policy.counterparts[key]:
-                for other in self._index.members(counterpart):
-                    if other != node_id:
-                        dirty = affected.setdefault(other, Dirty())
-                        dirty.peers.add(node_id)
-                        if key in elements:
-                            dirty.add_elements(key, elements[key])
+            using = self._index.members_of(self._policy.counterparts[key])
+            peers |= using
+            if key in elements:
+                dirty = Dirty()
+                dirty.add_elements(key, elements[key])
+                touched.add(using - {node_id}, dirty)
+        touched.add(peers - {node_id}, Dirty(peers={node_id}))
 
     def _touched_self(self, node_id: NodeId, old: Entry, new: Entry, elements: Mapping[str, frozenset[str]]) -> Dirty:
         before, after = self._policy.view(old.role), self._policy.view(new.role)
@@ -307,7 +305,7 @@ class MeshState:
             mine.peers.discard(node_id)
         return mine
 
-    def _recompile(self, now: float, affected: Affected) -> None:
+    def _recompile(self, now: float, touched: Touched) -> None:
         """Put the document, as of `now`, in force. Looks at every node, but touches only those whose map differs."""
         self.document = self._in_force(now)
         self.next_expiry = self.document.next_expiry(now)
@@ -321,10 +319,7 @@ class MeshState:
                 self._entries[node_id] = entry.with_role(role)
                 self._index.add(node_id, role, entry.peer.addresses)
         for node_id, dirty in changes_between(old, self._layout()):
-            if node_id in affected:
-                affected[node_id].merge(dirty)
-            else:
-                affected[node_id] = dirty
+            touched.add([node_id], dirty)
 
     def _holders(self, names: Iterable[ServiceName]) -> set[NodeId]:
         """The nodes that hold any of these services."""

@@ -219,7 +219,7 @@ async def test_who_is_removed_or_disabled_is_told_and_not_let_in_again(
         hub.publish(Change(6, {"n3": record}))  # type: ignore[dict-item]
         await until(lambda: len(tools.frames) == 2)
         assert (tools.bye.reason, tools.bye.retry) == (reason, retry)
-        await until(tools.connection.finished.is_set)
+        await tools.connection.finished()
     with pytest.raises(RefusedError) as caught:
         hub.admit("n3")
     assert caught.value.bye.reason == reason
@@ -300,7 +300,7 @@ async def test_what_was_sent_counts_only_when_sending_succeeded(hub: Hub) -> Non
         with pytest.raises(ConnectionResetError):
             await connection.run(broken)
         assert connection.told is None
-        assert connection.finished.is_set()
+        assert connection.is_finished
 
 
 async def test_closing_says_goodbye_to_everybody_and_admits_nobody(hub: Hub) -> None:

@@ -518,3 +518,24 @@ def test_the_mesh_of_a_map_is_that_of_the_fleet() -> None:
     assert netmap is not None
     assert netmap.mesh == MESH
     assert small().netmap("nobody") is None
+
+
+EIGHT = [node(number) for number in range(1, 9)]
+EVERYBODY = "grants: [{from: '*', to: '*', ip: [tcp:443]}]"
+
+
+def test_hosts_that_a_change_touches_alike_share_one_value_of_what_they_must_be_told() -> None:
+    state = MeshState(fleet(EIGHT, EVERYBODY), NOW)
+    affected = state.apply(Change(6, {"n1": node(1, endpoints=("192.0.2.77:51820",))}), NOW)
+    assert affected.keys() == {f"n{number}" for number in range(2, 9)}
+    assert len(set(map(id, affected.values()))) == 1
+
+
+def test_hosts_that_several_changed_nodes_touch_alike_share_one_value_too() -> None:
+    state = MeshState(fleet(EIGHT, EVERYBODY), NOW)
+    moved = {f"n{number}": node(number, endpoints=(f"192.0.2.7{number}:51820",)) for number in (1, 2)}
+    affected = state.apply(Change(6, moved), NOW)
+    others = {f"n{number}" for number in range(3, 9)}
+    assert len({id(affected[node_id]) for node_id in others}) == 1
+    assert affected["n3"].peers == {"n1", "n2"}
+    assert affected["n1"].peers - {"n1"} == {"n2"}
