@@ -23,33 +23,35 @@ from .denied import DeniedLog
 from .denied_report import denial
 from .errors import AgentError, StateError
 from .facts import OwnAddresses
+from .gateway_messages import (
+    Certified,
+    CertifyRequest,
+    GatewayRequest,
+    GatewayStatus,
+    Listening,
+    ListenRequest,
+    RecordsRequest,
+    ServingReport,
+)
 from .hidden import notice, shown
 from .host import agent_version, endpoints
 from .local_api import (
     Answer,
-    Certified,
-    CertifyRequest,
     ControllerStatus,
     Denied,
     DeniedRequest,
     Diff,
     DiffRequest,
-    GatewayRequest,
-    GatewayStatus,
     HidingChain,
     Identity,
     LeaveRequest,
     Left,
-    Listening,
-    ListenRequest,
     Peers,
     PeersRequest,
     PeerStatus,
-    RecordsRequest,
     Request,
     Rotated,
     RotateKeyRequest,
-    ServingReport,
     Status,
     StatusRequest,
     WhoisRequest,

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from controller.wire.base import Message
 
 from .errors import AgentError
-from .local_api import Failure, Listening, ListenRequest, Request, answer_type
+from .gateway_messages import Listening, ListenRequest
+from .local_api import Failure, Request, answer_type
 
 __all__ = ["NotRunningError", "ask", "listening_socket"]
 

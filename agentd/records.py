@@ -14,7 +14,7 @@ from controller.wire.base import Message
 from controller.wire.stream import Calls, Recorded
 
 from .errors import AgentError
-from .local_api import RecordsKept, RecordsRequest
+from .gateway_messages import RecordsKept, RecordsRequest
 
 __all__ = ["RecordsPost"]
 

@@ -16,7 +16,8 @@ from controller.wire.netmap import Netmap
 
 from .errors import AgentError
 from .gateway.sockets import listening
-from .local_api import Answer, ListenRequest, Policy, Request, ServiceStatus, ServingReport
+from .gateway_messages import ListenRequest, Policy, ServiceStatus, ServingReport
+from .local_api import Answer, Request
 from .local_server import Subscription
 
 __all__ = ["Serving", "gateway_policy"]

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from controller.wire.denials import Denial
 
-from .local_api import Diff, GatewayStatus, Identity, PeerStatus, ServiceStatus, Status
+from .gateway_messages import GatewayStatus, ServiceStatus
+from .local_api import Diff, Identity, PeerStatus, Status
 
 __all__ = ["denial", "denied", "diff", "identity", "is_well", "peers", "status"]
 

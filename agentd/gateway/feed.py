@@ -14,16 +14,8 @@ from typing import Final
 from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 
 from ..errors import AgentError
-from ..local_api import (
-    Certified,
-    CertifyRequest,
-    Failure,
-    GatewayRequest,
-    ListenRequest,
-    Policy,
-    ServingReport,
-    answer_type,
-)
+from ..gateway_messages import Certified, CertifyRequest, GatewayRequest, ListenRequest, Policy, ServingReport
+from ..local_api import Failure, answer_type
 from ..local_client import ask, listening_socket
 from .certificates import Certify
 from .runtime import Listen

@@ -22,7 +22,8 @@ from typing import Any, Final
 import orjson
 from pydantic import ValidationError
 
-from agentd.local_api import Failure, RecordsKept, RecordsRequest
+from agentd.gateway_messages import RecordsKept, RecordsRequest
+from agentd.local_api import Failure
 from controller.wire.call_records import LARGEST_RECORD, LARGEST_RECORDS, MOST_RECORDS, CallRecord
 
 from .agent import AgentLine

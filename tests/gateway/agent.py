@@ -7,19 +7,16 @@ from socket import socket
 from typing import Any
 
 from agentd.errors import AgentError
-from agentd.local_api import (
-    Answer,
+from agentd.gateway_messages import (
     Certified,
     CertifyRequest,
     GatewayRequest,
-    Identity,
     Listening,
     ListenRequest,
     RecordsKept,
     RecordsRequest,
-    Request,
-    WhoisRequest,
 )
+from agentd.local_api import Answer, Identity, Request, WhoisRequest
 from agentd.local_server import Handed, Subscription, listening, serve
 from agentd.serving import Serving
 from controller.wire.call_records import CallRecord

@@ -12,7 +12,8 @@ from pathlib import Path
 from agentd.apply import Applier
 from agentd.asked import Asked
 from agentd.control import Control
-from agentd.local_api import Answer, Identity, RecordsRequest, Request, WhoisRequest
+from agentd.gateway_messages import RecordsRequest
+from agentd.local_api import Answer, Identity, Request, WhoisRequest
 from agentd.local_server import listening, serve
 from agentd.reconcile import Applied
 from agentd.records import RecordsPost

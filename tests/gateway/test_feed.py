@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agentd.errors import AgentError
-from agentd.local_api import ListenRequest, WhoisRequest
+from agentd.gateway_messages import ListenRequest
+from agentd.local_api import WhoisRequest
 from agentd.local_client import ask, listening_socket
 from agentd.serving import gateway_policy
 from controller.wire.mcp import HttpUpstream, StdioUpstream

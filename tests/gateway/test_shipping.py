@@ -16,7 +16,8 @@ from agentd.gateway.audit import AuditLog
 from agentd.gateway.shipping import Shipper, read_record, ship_leftovers
 from agentd.gateway.spool import SpoolReader, SpoolWriter
 from agentd.gateway.types import AuditEvent
-from agentd.local_api import Answer, RecordsKept, RecordsRequest, Request
+from agentd.gateway_messages import RecordsKept, RecordsRequest
+from agentd.local_api import Answer, Request
 from agentd.local_server import listening, serve
 from controller.wire.call_records import LARGEST_RECORD, CallRecord
 from controller.wire.mcp import AuditRules
