@@ -30,7 +30,7 @@ from controller.settings import Listen, Settings
 from tests.bench.agents.population import Identity, populate
 from tests.bench.agents.streams import Streams
 from tests.bench.figures import Bench
-from tests.control.databases import postgresql_bin, postgresql_cluster
+from tests.control.databases import postgresql_cluster
 
 AGENTS: Final = 5000
 PROCESSES: Final = 4
@@ -51,10 +51,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
     if options.database in ("both", "sqlite"):
         fleet(bench, options, "sqlite", None)
     if options.database in ("both", "postgresql"):
-        programs = postgresql_bin()
-        if programs is None:
-            raise SystemExit("PostgreSQL is not installed: tests/setup control installs it")
-        with postgresql_cluster(programs) as cluster:
+        with postgresql_cluster() as cluster:
             server = str(cluster.home)
             asyncio.run(create_database(server))
             fleet(bench, options, "postgresql", f"postgresql://wardmesh@/fleet?host={server}")

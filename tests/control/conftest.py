@@ -10,11 +10,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from controller.audit import Action
 from controller.server import Running, running
 from controller.settings import Listen, Settings
+from controller.store.store import Store
 
-from .databases import postgresql_bin, postgresql_cluster
-from .support import Client, MovableClock
+from .databases import postgresql_cluster
+from .stores import MESH
+from .support import Client, MovableClock, opened
 
 
 @pytest.fixture
@@ -25,10 +28,7 @@ def clock() -> MovableClock:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Callable[[], AbstractAsyncContextManager[str]]]:
     """Makes empty databases on one cluster; each call yields a database's URL."""
-    programs = postgresql_bin()
-    if programs is None:
-        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
-    with postgresql_cluster(programs) as cluster:
+    with postgresql_cluster() as cluster:
         numbers = itertools.count()
 
         @asynccontextmanager
@@ -53,6 +53,16 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
         return
     async with request.getfixturevalue("postgresql")() as url:
         yield url
+
+
+@pytest.fixture
+async def store(database_url: str, clock: MovableClock) -> AsyncIterator[Store]:
+    """A store with a mesh and nothing in it."""
+    async with opened(database_url, clock) as store:
+        async with store.mutation("system", Action.MESH_CREATE, "mesh:m1") as tx:
+            await tx.create_mesh(MESH, "00" * 32)
+        await store.load_mesh()
+        yield store
 
 
 @pytest.fixture

@@ -15,13 +15,15 @@ from tests.lab import eventually
 SERVER_USER = "postgres"  # made by Debian's package; the server refuses to run as root
 
 
-def postgresql_bin() -> Path | None:
-    """Where Debian keeps the newest server's programs, None when it is not installed."""
+def _programs() -> Path:
+    """Where Debian keeps the newest server's programs."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
     if found:
         return found[-1].parent
     on_path = shutil.which("initdb")
-    return Path(on_path).parent if on_path else None
+    if on_path is None:
+        raise RuntimeError("PostgreSQL's server is not installed: apt-get install postgresql (tests/run does)")
+    return Path(on_path).parent
 
 
 class Cluster:
@@ -61,8 +63,9 @@ class Cluster:
 
 
 @contextmanager
-def postgresql_cluster(programs: Path) -> Iterator[Cluster]:
+def postgresql_cluster() -> Iterator[Cluster]:
     """A running cluster. Nothing of it remains afterwards."""
+    programs = _programs()
     # Not under pytest's own directory: that is private to root, and a socket's path may have 107 bytes.
     home = Path(tempfile.mkdtemp(prefix="wardmesh-pg-"))
     try:

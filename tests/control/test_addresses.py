@@ -15,8 +15,8 @@ from controller.audit import Action
 from controller.problems import Kind, Refused
 from controller.store.store import Store
 
+from .stores import MESH
 from .support import MovableClock, opened
-from .test_store import MESH
 
 PLAN = AddressPlan.parse(DEFAULT_PREFIX4, "fd12:3456:789a::/48")
 

@@ -3,82 +3,29 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime, timedelta
-from pathlib import Path
-from unittest.mock import ANY
 
 import pytest
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, event, select, text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from controller.admission import Admission
 from controller.audit import Action, BrokenChain, verify_chain
 from controller.idempotency import Once, Replay
 from controller.identity.secret import digest
 from controller.keys import FirstContact, Keys
 from controller.problems import Kind, Refused
-from controller.records import Change, ServiceRecord
+from controller.records import Change
 from controller.store.engine import Engines, StoreError
-from controller.store.migrate import migrations_path
-from controller.store.models import AuditRow, Base, ChangeRow, ResponseRow
-from controller.store.store import Mutation, Store
+from controller.store.models import AuditRow, ChangeRow, ResponseRow
+from controller.store.store import Store
 from controller.store.unit import ReadOnlyError
-from controller.store.values import NodeFilter, StoredGrant, StoredNode, StoredService
+from controller.store.values import NodeFilter, StoredGrant, StoredNode
 from controller.wire.enrol import JoinString
-from controller.wire.netmap import Mesh
 from controller.wire.rest import EnrolmentKeyCreate, Health
 
+from .stores import MESH, add_node, remove_node, write_node
 from .support import MovableClock, opened
-
-MESH = Mesh(id="m1", name="mesh", prefix4="100.88.0.0/16", prefix6="fd12:3456:789a::/48")
-QUARANTINE = timedelta(hours=1)
-
-
-@pytest.fixture
-async def store(database_url: str, clock: MovableClock) -> AsyncIterator[Store]:
-    async with opened(database_url, clock) as store:
-        async with store.mutation("system", Action.MESH_CREATE, "mesh:m1") as tx:
-            await tx.create_mesh(MESH, "00" * 32)
-        await store.load_mesh()
-        yield store
-
-
-async def add_node(
-    store: Store, name: str, *, addresses: tuple[str, ...] = (), tags: tuple[str, ...] = ()
-) -> StoredNode:
-    async with store.mutation("test", Action.NODE_ENROL, f"node:{name}") as tx:
-        return await write_node(tx, name, addresses=addresses, tags=tags)
-
-
-async def write_node(
-    tx: Mutation, name: str, *, addresses: tuple[str, ...] = (), tags: tuple[str, ...] = ()
-) -> StoredNode:
-    number = await Admission(QUARANTINE).allocate(tx, f"id-{name}", addresses)
-    return await tx.nodes.save(
-        StoredNode(
-            id=f"id-{name}",
-            name=name,
-            kind="agent",
-            state="active",
-            tags=frozenset(tags),
-            number=number,
-            addresses=tx.plan.addresses(number),
-            public_key=name.ljust(43, "A") + "=",
-            created=tx.now,
-        )
-    )
-
-
-async def remove_node(store: Store, node: StoredNode) -> None:
-    async with store.mutation("test", Action.NODE_DELETE, f"node:{node.id}") as tx:
-        await tx.nodes.remove(node.id)
-        await tx.addresses.release(node.number, tx.now)
 
 
 class TestMutation:
@@ -202,14 +149,14 @@ class TestReading:
             assert await tables.nodes.all() == []
 
     async def test_an_id_that_no_database_can_hold_finds_nothing(self, store: Store) -> None:
-        async def find() -> StoredNode | None:
-            async with store.read() as tables:
-                return await tables.nodes.get("a\0b")
+        async def find() -> StoredNode | Kind | None:
+            try:
+                async with store.read() as tables:
+                    return await tables.nodes.get("a\0b")
+            except Refused as refused:
+                return refused.kind
 
-        try:
-            assert await find() is None
-        except Refused as refused:
-            assert refused.kind is Kind.INVALID  # noqa: PT017  one of the two, by database
+        assert await find() in {None, Kind.INVALID}  # the one or the other, by database
 
     async def test_filters_and_pages_nodes_by_name(self, store: Store) -> None:
         for name in ("c", "a", "b", "d"):
@@ -273,16 +220,8 @@ class TestAudit:
 
 
 class TestOnce:
-    def once(self, **changes: object) -> Once:
-        given: dict[str, object] = {
-            "actor": "token:t",
-            "credential": "wma_secret",
-            "idempotency_key": "k",
-            "method": "POST",
-            "path": "/p",
-            "body": b"{}",
-        }
-        return Once.of(**{**given, **changes})  # type: ignore[arg-type]
+    def once(self, *, actor: str = "token:t", key: str = "k", body: bytes = b"{}") -> Once:
+        return Once.of(actor=actor, credential="wma_secret", idempotency_key=key, method="POST", path="/p", body=body)
 
     async def run(self, store: Store, once: Once, detail: str = "first") -> None:
         async with store.mutation("t", Action.KEY_CREATE, "key:k", once) as tx:
@@ -322,103 +261,8 @@ class TestOnce:
     async def test_is_forgotten_after_a_day(self, store: Store, clock: MovableClock) -> None:
         await self.run(store, self.once())
         clock.advance(hours=25)
-        await self.run(store, self.once(idempotency_key="other"))
+        await self.run(store, self.once(key="other"))
         await self.run(store, self.once())
-
-
-class TestAddresses:
-    async def test_are_given_in_order_and_stay(self, store: Store) -> None:
-        nodes = [await add_node(store, f"n{n}") for n in range(3)]
-        assert [node.addresses for node in nodes] == [
-            ("100.88.0.2", "fd12:3456:789a::2"),
-            ("100.88.0.3", "fd12:3456:789a::3"),
-            ("100.88.0.4", "fd12:3456:789a::4"),
-        ]
-
-    async def test_a_requested_one_is_given_and_skipped_by_others(self, store: Store) -> None:
-        assert (await add_node(store, "a", addresses=("100.88.0.3",))).addresses[0] == "100.88.0.3"
-        assert (await add_node(store, "b", addresses=("fd12:3456:789a::4",))).addresses[0] == "100.88.0.4"
-        assert [(await add_node(store, f"n{n}")).number for n in range(2)] == [2, 5]
-
-    async def test_a_taken_one_is_refused_naming_its_node(self, store: Store) -> None:
-        await add_node(store, "a", addresses=("100.88.0.9",))
-        with pytest.raises(Refused, match="belongs to the node 'a'") as caught:
-            await add_node(store, "b", addresses=("100.88.0.9",))
-        assert caught.value.kind is Kind.ADDRESS_TAKEN
-
-    async def test_a_released_one_rests(self, store: Store, clock: MovableClock) -> None:
-        await remove_node(store, await add_node(store, "a"))
-        with pytest.raises(Refused, match="rests until") as caught:
-            await add_node(store, "b", addresses=("100.88.0.2",))
-        assert caught.value.kind is Kind.ADDRESS_QUARANTINED
-        assert (await add_node(store, "c")).number == 3
-        clock.advance(hours=1, seconds=1)
-        assert (await add_node(store, "d", addresses=("100.88.0.2",))).number == 2
-
-    async def test_an_empty_pool_says_when_there_is_one_again(self, database_url: str, clock: MovableClock) -> None:
-        async with opened(database_url, clock) as store:
-            async with store.mutation("system", Action.MESH_CREATE, "mesh:m") as tx:
-                await tx.create_mesh(MESH.model_copy(update={"prefix4": "100.88.0.0/29"}), "00" * 32)
-            await store.load_mesh()
-            nodes = [await add_node(store, f"n{n}") for n in range(store.plan.total)]
-            assert [node.number for node in nodes] == [2, 3, 4, 5, 6]
-            with pytest.raises(Refused, match="delete nodes that are gone") as caught:
-                await add_node(store, "x")
-            assert caught.value.kind is Kind.POOL_EMPTY
-            await remove_node(store, nodes[1])
-            clock.advance(minutes=1)
-            await remove_node(store, nodes[0])
-            with pytest.raises(Refused, match="the next is free at"):
-                await add_node(store, "x")
-            clock.advance(hours=2)
-            assert [(await add_node(store, name)).number for name in ("x", "y")] == [3, 2]
-
-    async def test_the_count_follows(self, store: Store) -> None:
-        node = await add_node(store, "a")
-        await add_node(store, "b")
-        await remove_node(store, node)
-        async with store.read() as tables:
-            assert await tables.addresses.used() == 1
-
-    async def test_thousands_cost_the_same_each(self, store: Store) -> None:
-        """Statements are counted, not seconds: the cost of the last allocation is that of the first."""
-        async with store.mutation("t", Action.NODE_ENROL, "nodes") as tx:
-            for number in range(1000):
-                await tx.addresses.take(await tx.addresses.next_new(tx.plan.last_number) or 0, f"n{number}")
-        statements: list[str] = []
-        async with store.mutation("t", Action.NODE_ENROL, "nodes") as tx:
-            connection = (await tx.nodes._session.connection()).sync_connection
-            event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2]))
-            number = await tx.addresses.next_new(tx.plan.last_number)
-            tx.discard()
-        assert number == 1002
-        assert len(statements) == 3
-
-    async def test_are_found_by_index(self, tmp_path: Path, clock: MovableClock) -> None:
-        statements: list[tuple[str, object]] = []
-        async with (
-            opened(f"sqlite:///{tmp_path / 'plans.db'}", clock) as store,
-            store.mutation("system", Action.MESH_CREATE, "mesh:m") as tx,
-        ):
-            await tx.create_mesh(MESH, "00" * 32)
-            connection = await tx.nodes._session.connection()
-            event.listen(
-                connection.sync_connection,
-                "before_cursor_execute",
-                lambda *call: statements.append((call[2], call[3])),
-            )
-            await tx.addresses.next_new(65534)
-            await tx.addresses.next_rested(tx.now)
-            await tx.addresses.oldest_release()
-            await tx.addresses.held(5)
-            plans = [
-                str(row)
-                for statement, parameters in list(statements)
-                for row in await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
-                if "addresses" in str(row)
-            ]
-        assert len(plans) == 4
-        assert all("SEARCH addresses" in plan for plan in plans), plans
 
 
 class TestPresence:
@@ -496,112 +340,7 @@ async def save_grant(store: Store, grant_id: str, expires: datetime, revoked: da
         )
 
 
-async def test_a_database_of_the_first_schema_keeps_its_changes(database_url: str, clock: MovableClock) -> None:
-    engines = Engines(database_url)
-    async with engines.write.begin() as connection:
-        await connection.run_sync(_upgrade, "0001")
-        await connection.execute(
-            text("INSERT INTO changes (revision, time, nodes, policy) VALUES (1, :time, '[]', false)"),
-            {"time": clock().replace(tzinfo=None) if engines.sqlite else clock()},
-        )
-    await engines.dispose()
-    async with opened(database_url, clock) as store:
-        assert await store.news_after(0) == Change(1)
-
-
-def _upgrade(connection: Connection, revision: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrations_path()))
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
-
-
-async def test_the_schema_that_migrations_make_is_the_models(database_url: str) -> None:
-    async with opened(database_url, MovableClock()):
-        engines = Engines(database_url)
-        async with engines.read.connect() as connection:
-            differences = await connection.run_sync(
-                lambda sync: compare_metadata(
-                    MigrationContext.configure(sync, opts={"compare_type": True}), Base.metadata
-                )
-            )
-        await engines.dispose()
-    assert differences == []
-
-
-async def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
-    async with opened(database_url, MovableClock()):
-        pass
-    engines = Engines(database_url)
-    async with engines.write.begin() as connection:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    await engines.dispose()
-    with pytest.raises(StoreError, match="newer wardmesh-controller"):
-        async with opened(database_url, MovableClock()):
-            pass
-
-
-async def test_a_database_that_is_away_is_named_without_its_password() -> None:
-    with pytest.raises(StoreError) as caught:
-        async with opened("postgresql://wardmesh:hunter2@127.0.0.1:1/none", MovableClock()):
-            pass
-    assert "127.0.0.1:1" in str(caught.value)
-    assert "hunter2" not in str(caught.value)
-
-
 async def test_changes_hold_no_rows_of_discarded_work(store: Store) -> None:
     async with store.read() as tables:
         rows = await tables.ledger.changes_after(0)
     assert [type(row) for row in rows] == [ChangeRow]
-
-
-class TestServices:
-    async def save(self, store: Store, name: str, holder: str | None = None) -> StoredService:
-        async with store.mutation("test", Action.POLICY_APPLY, "policy") as tx:
-            number = await Admission(QUARANTINE).allocate_for_service(tx, name)
-            return await tx.services.save(name, number, holder, tx.now)
-
-    async def remove(self, store: Store, service: StoredService) -> None:
-        async with store.mutation("test", Action.POLICY_APPLY, "policy") as tx:
-            await tx.services.remove(service.name)
-            await tx.addresses.release(service.number, tx.now)
-
-    async def test_are_part_of_the_fleet_and_of_the_change_that_made_them(self, store: Store) -> None:
-        heard: list[Change] = []
-        store.subscribe(heard.append)
-        saved = await self.save(store, "github", holder="n1")
-        record = ServiceRecord("github", ("100.88.0.2", "fd12:3456:789a::2"), "n1")
-        assert heard == [Change(revision=2, services={"github": record})]
-        assert [await store.news_after(1)] == heard
-        assert (await store.fleet(MESH)).services == {"github": record}
-        await self.remove(store, saved)
-        assert heard[1:] == [await store.news_after(2)] == [Change(revision=3, services={"github": None})]
-        assert (await store.fleet(MESH)).services == {}
-
-    async def test_never_share_an_address_with_a_node(self, store: Store) -> None:
-        one, service, other = await add_node(store, "a"), await self.save(store, "github"), await add_node(store, "b")
-        assert [one.number, service.number, other.number] == [2, 3, 4]
-        with pytest.raises(Refused, match=r"100\.88\.0\.3 belongs to the service 'github'"):
-            await add_node(store, "c", addresses=service.addresses[:1])
-        async with store.read() as tables:
-            assert await tables.addresses.used() == 3
-
-    async def test_get_the_address_back_that_they_had(self, store: Store) -> None:
-        service = await self.save(store, "github")
-        await self.remove(store, service)
-        with pytest.raises(Refused, match="rests until"):
-            await add_node(store, "a", addresses=service.addresses[:1])
-        await self.save(store, "other")
-        assert await self.save(store, "github") == replace(service, revision=5, since=ANY)
-        async with store.read() as tables:
-            assert await tables.addresses.used() == 2
-
-    async def test_lose_the_address_that_a_node_asked_for_after_its_rest(
-        self, store: Store, clock: MovableClock
-    ) -> None:
-        service = await self.save(store, "github")
-        await self.remove(store, service)
-        clock.advance(hours=2)
-        node = await add_node(store, "a", addresses=service.addresses[:1])
-        assert node.number == service.number
-        assert (await self.save(store, "github")).number != service.number

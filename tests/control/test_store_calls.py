@@ -2,11 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-
-import pytest
 
 from controller.audit import Action
 from controller.calls import CallBook
@@ -15,22 +12,12 @@ from controller.store.calls import CallFilter
 from controller.store.engine import Engines
 from controller.store.store import Store
 from controller.wire.call_records import CallEntry, CallRecord
-from controller.wire.netmap import Mesh
 
 from .calls import NOON, SPOOL, ended, record
+from .stores import MESH
 from .support import MovableClock, opened
 
 OWN = frozenset({"github", "files"})
-MESH = Mesh(id="m1", name="mesh", prefix4="100.88.0.0/16", prefix6="fd12:3456:789a::/48")
-
-
-@pytest.fixture
-async def store(database_url: str, clock: MovableClock) -> AsyncIterator[Store]:
-    async with opened(database_url, clock) as store:
-        async with store.mutation("system", Action.MESH_CREATE, "mesh:m1") as tx:
-            await tx.create_mesh(MESH, "00" * 32)
-        await store.load_mesh()
-        yield store
 
 
 async def keep(store: Store, node: str, spool: str, first: int, records: list[CallRecord]) -> int:

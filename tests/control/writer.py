@@ -3,8 +3,8 @@
 import asyncio
 import sys
 
+from .stores import add_node
 from .support import MovableClock, opened
-from .test_store import add_node
 
 
 async def main(url: str, name: str, count: int) -> None:

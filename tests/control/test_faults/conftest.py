@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..databases import Cluster, postgresql_bin, postgresql_cluster
+from ..databases import Cluster, postgresql_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +27,5 @@ def seed() -> int:
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """A server that these tests may kill."""
-    programs = postgresql_bin()
-    if programs is None:
-        pytest.skip("PostgreSQL's server is not installed: apt-get install postgresql")
-    with postgresql_cluster(programs) as started_:
+    with postgresql_cluster() as started_:
         yield started_
