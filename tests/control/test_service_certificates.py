@@ -18,9 +18,9 @@ from controller.settings import Settings
 from controller.wire.stream import Snapshot
 
 from .hosts import Host, make_csr, new_node
+from .serving import POLICY
 from .support import Client, MovableClock
 from .test_policy_use import put
-from .test_services import POLICY
 from .test_stream import agent, patch
 
 

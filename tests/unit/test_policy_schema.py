@@ -18,8 +18,9 @@ from controller.policy.tree import read_tree
 
 from ..control.test_policy_fuzz import BASES, malformed
 from .mesh_fleet import policies
+from .policy_services import SERVICES
 from .test_policy_parse import WHOLE
-from .test_policy_services import CALLS, SERVICES
+from .test_policy_services import CALLS
 
 ROOT = Path(__file__).parents[2]
 VALIDATOR = Draft202012Validator(policy_schema())
