@@ -105,7 +105,8 @@ def _probes(link: LinkSettings) -> dict[str, Chain]:
         "probes/in": Chain(
             hook="type filter hook input priority filter + 300 ; policy accept",
             rules=(
-                f"udp dport {link.listen_port} @th,64,16 {{ 0x0001, 0x0101 }} {cookie} udp dport set {link.probe_port}",
+                # The cookie first: it turns WireGuard's own packets away for less than a look-up among types.
+                f"udp dport {link.listen_port} {cookie} @th,64,16 {{ 0x0001, 0x0101 }} udp dport set {link.probe_port}",
             ),
         ),
     }

@@ -35,12 +35,13 @@ CHANGES: Final = 30
 REVOCATIONS: Final = 40
 FLUSHES: Final = 20
 PORT: Final = 5201  # iperf3's
+PROBE_PORT: Final = 51821  # so that the table has the rules for STUN, too, as agentd's has
 ALLOWED: Final = "grants: [{from: ['tag:client'], to: ['tag:server'], ip: ['tcp:8000']}]\n"
 NOBODY: Final = "grants: []\n"
 
 
 def measure(bench: Bench) -> None:
-    with pair("kernel") as (left, right):
+    with pair("kernel", probe_port=PROBE_PORT) as (left, right):
         throughput(bench, left, right)
         membership_change(bench, left, right)
     policy_at_scale(bench)
