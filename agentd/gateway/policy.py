@@ -8,7 +8,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, TypeVar
 
 from controller.wire.arguments import ArgumentCheck, ToolChecks, compile_tool_rules
 from controller.wire.base import Address
@@ -78,6 +79,13 @@ class _Way:
     rates: tuple[tuple[int, Rate], ...]
 
 
+class _Broke(NamedTuple):
+    """A call that could not be paid for: the seconds until it can be, and under which limit."""
+
+    wait: float
+    limit: str
+
+
 class _Access:
     """What one address may do on one service."""
 
@@ -130,8 +138,10 @@ class CompiledPolicy:
         paid = self._spend(caller, call, service, found, now)
         if isinstance(paid, _Way):
             return paid.grant.allow
-        self._limiter.cool(key, service.limits.cool_down, now)
-        return self._too_many(caller, call, max(paid, service.limits.cool_down), breach=True)
+        pause = service.limits.cool_down
+        self._limiter.cool(key, pause, now)
+        breach = f"more than {paid.limit}: nothing is passed for {pause:g} s"
+        return self._too_many(caller, call, max(paid.wait, pause), breach)
 
     def holds(self, caller: Caller, call: Call, now: float) -> bool:
         """Is a call that was allowed still allowed? Counts nothing."""
@@ -164,31 +174,39 @@ class CompiledPolicy:
             return (_Way(opening, None, ()),)
         return _judge_uses(access, opening, call, now)
 
-    def _spend(self, caller: Caller, call: Call, service: Service, ways: Sequence[_Way], now: float) -> _Way | float:
-        """Take what the call costs. The way that had it, or the seconds until one will."""
+    def _spend(self, caller: Caller, call: Call, service: Service, ways: Sequence[_Way], now: float) -> _Way | _Broke:
+        """Take what the call costs. The way that had it, or what none had."""
         shared = service.limits.calls
         if shared is not None and call.request_id is not None:
             wait = self._limiter.take((caller.node_id, call.service), shared, now)
             if wait:
-                return wait
-        waits: list[float] = []
+                return _Broke(wait, f"{_spelled(shared)} on the service")
+        broke: list[_Broke] = []
         for way in ways:
             if not way.rates:
                 return way
-            wait = max(
-                self._limiter.take((caller.node_id, way.grant.id, index), rate, now) for index, rate in way.rates
+            wait, rate = max(
+                (
+                    (self._limiter.take((caller.node_id, way.grant.id, index), rate, now), rate)
+                    for index, rate in way.rates
+                ),
+                key=itemgetter(0),
             )
             if wait == 0.0:
                 return way
-            waits.append(wait)
-        return min(waits)
+            broke.append(_Broke(wait, f"{_spelled(rate)} by grant {way.grant.id}"))
+        return min(broke)
 
-    def _too_many(self, caller: Caller, call: Call, wait: float, *, breach: bool = False) -> Deny:
+    def _too_many(self, caller: Caller, call: Call, wait: float, breach: str | None = None) -> Deny:
         return Deny(
             Code.TOO_MANY_CALLS,
             f"{caller.name} called service {call.service!r} too often: wait {wait:.1f} s, then call less often",
-            close_streams=breach,
+            breach=breach,
         )
+
+
+def _spelled(rate: Rate) -> str:
+    return f"{rate.calls} calls in {rate.seconds:g} s"
 
 
 def _is_removed(call: Call) -> bool:

@@ -354,11 +354,12 @@ class ServiceApp:
         return gateway.policy.decide(caller, _judged(call), now)
 
     def _deny(self, asked: Asked, call: Call, deny: Deny) -> None:
-        if deny.close_streams:
+        if deny.breach is not None:
             caller = asked.caller
-            self._gateway.live.revoke(
+            closed = self._gateway.live.revoke(
                 deny.message, lambda running: running.caller == caller and running.call.service == call.service
             )
+            self._trail.breached(asked, call, f"{deny.breach}, {closed} running calls ended")
         if call.era == "http":
             status = deny.code // 100 if deny.code in set(Code) else 403
             asked.exchange.reply(status, [_TEXT], f"{deny.message}\n".encode())

@@ -60,6 +60,14 @@ class Trail:
             AuditRecord(event, now, asked.id, self._service, asked.caller, call, decision, session=session)
         )
 
+    def breached(self, asked: Asked, call: Call, what: str) -> None:
+        """A call went over a limit, and cost more than itself."""
+        self._sink.record(
+            AuditRecord(
+                AuditEvent.LIMIT_BREACHED, time.time(), asked.id, self._service, asked.caller, call, detail=what
+            )
+        )
+
     def ended(self, asked: Asked, passage: Passage, decision: Allow, session: str | None) -> None:
         """However it ended, also by cancellation."""
         call = passage.call

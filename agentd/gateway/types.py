@@ -154,13 +154,13 @@ class Allow:
 class Deny:
     """Answer with a JSON-RPC error that a model can act on. `grant_needed` describes the grant that would allow it.
 
-    `close_streams`: the caller's open streams of this service end too (a limit was breached).
+    `breach`: the limit that was breached and what follows; the caller's open streams of this service end too.
     """
 
     code: int
     message: str
     grant_needed: str | None = None
-    close_streams: bool = False
+    breach: str | None = None
 
 
 Decision = Allow | Deny
@@ -192,6 +192,7 @@ class AuditEvent(StrEnum):
     SESSION_OPENED = "gateway:session:opened"
     SESSION_CLOSED = "gateway:session:closed"
     SESSION_REFUSED = "gateway:session:refused"  # a session id that is not this caller's
+    LIMIT_BREACHED = "gateway:limit:breached"  # beside the denial of the call that did it
     STREAM_REVOKED = "gateway:stream:revoked"  # an open stream ended because it is no longer allowed
 
 

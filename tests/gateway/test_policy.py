@@ -167,7 +167,10 @@ def test_a_rate_is_kept_per_caller_and_survives_a_new_policy() -> None:
     renewed = CompiledPolicy(limited, limiter)
     breach = renewed.decide(caller(), tool_call("read"), 0.0)
     assert isinstance(breach, Deny)
-    assert (breach.code, breach.close_streams) == (Code.TOO_MANY_CALLS, True)
+    assert (breach.code, breach.breach) == (
+        Code.TOO_MANY_CALLS,
+        "more than 2 calls in 10 s by grant g1: nothing is passed for 10 s",
+    )
     assert renewed.decide(caller(ADDRESSES[1], "agent-2"), tool_call("read"), 0.0) == Allow("g1")
 
 
@@ -181,10 +184,10 @@ def test_a_breach_cools_down_and_then_ends() -> None:
     assert tables.decide(caller(), tool_call("x"), 0.0) == Allow("g1")
     first = tables.decide(caller(), tool_call("x"), 0.0)
     assert isinstance(first, Deny)
-    assert first.close_streams
+    assert first.breach == "more than 1 calls in 2 s on the service: nothing is passed for 5 s"
     later = tables.decide(caller(), call("tools/list", {}), 4.9)
     assert isinstance(later, Deny)
-    assert not later.close_streams  # one breach, one event
+    assert later.breach is None  # one breach, one event
     assert tables.decide(caller(), tool_call("x"), 5.0) == Allow("g1")
 
 

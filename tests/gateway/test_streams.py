@@ -11,7 +11,7 @@ from agentd.gateway.http.limits import HttpLimits
 from agentd.gateway.identity import StaticIdentity
 from agentd.gateway.passage import Patience
 from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import BOB, BOUND, CALLERS, Lab, Seen, body, modern, soon, tool
+from tests.gateway.harness import ALICE, BOB, BOUND, CALLERS, Lab, Seen, body, modern, soon, tool
 
 FINAL = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[]}}'
 PROGRESS = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"message":"h\xc3\xa4\xe4\xb8\x96"}}'
@@ -255,6 +255,27 @@ async def test_an_expired_grant_ends_running_streams(lab: Lab) -> None:
     await bob.head()
     await running.adopt([{**BOBS_GRANT, "expires": int(time.time()) + 1}])
     assert b"error" in await bob.chunks()
+
+
+async def test_a_breached_limit_ends_the_callers_streams_and_passes_nothing_for_the_cool_down(lab: Lab) -> None:
+    upstream = await lab.upstream(endless)
+    limits = [{"tools": ["add"], "rate": {"calls": 1, "seconds": 3600}}]
+    grant = {**BOBS_GRANT, "tools": ["*"], "limits": limits}
+    running = await lab.gateway(upstream, grants=[grant], limits={"cool_down": 600})
+    bob, alice, again = [await lab.client(running, address) for address in (BOB, ALICE, BOB)]
+    for client in (bob, alice):
+        client.send("POST", *tool())
+        await client.head()
+        await client.chunk()
+    assert (await again.call(tool())).code == Code.TOO_MANY_CALLS
+    assert b"too often" in await bob.chunks()
+    assert (await again.call(tool("other"))).code == Code.TOO_MANY_CALLS, "the cool-down is for all of the service"
+    (breach,) = running.records.of(AuditEvent.LIMIT_BREACHED)
+    assert breach.call is not None
+    assert (breach.caller.name, breach.call.name) == ("bob", "add")
+    told = "more than 1 calls in 3600 s by grant bobs: nothing is passed for 600 s, 1 running calls ended"
+    assert breach.detail == told
+    assert not upstream.seen[1].gone.is_set(), "somebody else's stream ended"
 
 
 async def test_a_caller_that_left_the_mesh_loses_its_streams(lab: Lab) -> None:

@@ -49,6 +49,15 @@ def rows(cli: Cli, *arguments: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in done.out.splitlines()[1:]]
 
 
+def test_a_breached_limit_is_a_line_of_its_own(cli: Cli, controller: Controller, service: str) -> None:
+    breach = {"event": "gateway:limit:breached", "decision": None, "detail": "more than 5 calls in 10 s"}
+    keep(controller, record(1, service=service), record(1, service=service, **breach))
+    lines = rows(cli, "--service", service)
+    assert [lines[0][4], lines[0][-1]] == ["-", "limit:breached; more than 5 calls in 10 s"]
+    found = json.loads(cli("audit", "calls", "--service", service, "--json").out)
+    assert [entry["record"]["event"] for entry in found] == ["gateway:limit:breached", "gateway:call:denied"]
+
+
 def test_a_call_is_one_line_with_who_what_why_and_how_long(cli: Cli, controller: Controller, service: str) -> None:
     one, two, three = ({"service": service, "id": f"{service}-{number}"} for number in range(3))
     keep(controller, allowed(1, **one), ended(2, **one), record(3, **two), allowed(4, **three))
