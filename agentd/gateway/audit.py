@@ -30,6 +30,7 @@ _NO_RULES: Final = AuditRules()
 _LONGEST_TEXT: Final = 1024
 _REMEMBERED_TEXT: Final = 256  # callers choose names: what is remembered of them is bounded in length and number
 _LARGEST_ARGUMENTS: Final = 16 * 1024
+_ROOM_AGAIN: Final = 64 * 1024  # for a few records: what room for one alone would open and close gap after gap
 _LARGEST_CANONICAL: Final = 256 * 1024
 MASKED: Final = "[masked]"
 # Secrets that give themselves away by their form, wherever they stand.
@@ -302,6 +303,7 @@ class AuditLog:
     async def _sync_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._sync_seconds)
+            self._close_gap(_ROOM_AGAIN)  # also when nobody calls any more
             before = self._writer.synced
             try:
                 await asyncio.to_thread(self._writer.sync)

@@ -40,6 +40,9 @@ def gateway(
     callers: Annotated[Path | None, typer.Option(help="A fixed list of callers (JSON), instead of agentd.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="How many processes carry calls.")] = 1,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running calls have when it stops.")] = 10.0,
+    spool_size: Annotated[
+        int, typer.Option(min=1, max=65536, help="MiB of records that each process keeps while nobody takes them.")
+    ] = 256,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     with_parent: Annotated[
         bool, typer.Option("--with-parent", help="Stop when standard input ends, as it does when the parent is gone.")
@@ -49,7 +52,16 @@ def gateway(
     """The MCP gateway of one host: passes calls from the mesh to MCP servers as policy allows, and records them."""
     set_up(log_level, "plain")
     gain_no_privileges()
-    settings = Settings(policy, state_dir, agent_socket, callers, workers, grace, with_parent or worker >= 0)
+    settings = Settings(
+        policy=policy,
+        state_dir=state_dir,
+        agent_socket=agent_socket,
+        callers=callers,
+        workers=workers,
+        grace=grace,
+        spool_bytes=spool_size << 20,
+        with_parent=with_parent or worker >= 0,
+    )
     try:
         if workers > 1 and worker < 0:
             raise typer.Exit(uvloop.run(supervise(sys.argv[1:], workers, grace, with_parent=with_parent)))

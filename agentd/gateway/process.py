@@ -95,7 +95,7 @@ def _certificates(settings: Settings, worker: int) -> Certificates:
 async def _audit(settings: Settings, worker: int, in_force: "_InForce", undo: AsyncExitStack) -> AuditLog:
     """The trail, and where there is an agentd, its way to the controller. Raises SpoolError."""
     spools = settings.state_dir / "spool"
-    writer = SpoolWriter(spools / str(worker))
+    writer = SpoolWriter(spools / str(worker), most_bytes=settings.spool_bytes)
     if settings.callers is not None:
         audit = AuditLog(writer, in_force.audit_rules)
     else:

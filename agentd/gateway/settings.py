@@ -22,7 +22,8 @@ __all__ = ["Settings", "read_callers", "read_policy", "session_key"]
 class Settings:
     """`policy` None: agentd is followed at `agent_socket`. `callers` None: agentd is asked there who callers are.
 
-    `grace`: seconds that running exchanges have at the end. `with_parent`: end when standard input does.
+    `grace`: seconds that running exchanges have at the end. `spool_bytes`: what the
+    audit spool of each process may take on the disk. `with_parent`: end when standard input does.
     """
 
     policy: Path | None
@@ -31,6 +32,7 @@ class Settings:
     callers: Path | None
     workers: int
     grace: float
+    spool_bytes: int
     with_parent: bool
 
 

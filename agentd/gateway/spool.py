@@ -72,8 +72,8 @@ def _first(segment: Path) -> int:
 class SpoolWriter:
     """The appending end. Never waits for the disk but in `sync`, which is for a thread.
 
-    `most_bytes` bounds all segments together; the last `reserve` bytes are only for `append(urgent=True)`: the ends of
-    what was begun while there was room.
+    `most_bytes` bounds all segments together; the last `reserve` bytes, a quarter at most, are only for
+    `append(urgent=True)`: the ends of what was begun while there was room.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class SpoolWriter:
     ) -> None:
         """Open or create. Raises SpoolError, also when another process appends here."""
         self._directory = directory
-        self._most, self._segment_bytes, self._reserve = most_bytes, min(segment_bytes, most_bytes // 4), reserve
+        self._most, self._segment_bytes = most_bytes, min(segment_bytes, most_bytes // 4)
+        self._reserve = min(reserve, most_bytes // 4)
         self._clock, self._next_scan = clock, 0.0
         self._finished: list[int] = []
         self.torn_bytes = 0

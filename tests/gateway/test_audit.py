@@ -16,6 +16,7 @@ from agentd.gateway.audit import AuditLog, SpoolEvent, arguments_digest, canonic
 from agentd.gateway.spool import SpoolReader, SpoolWriter
 from agentd.gateway.types import Allow, AuditEvent, AuditRecord, Call, ClientInfo, Deny, Outcome, TraceContext
 from controller.wire.mcp import AuditRules
+from tests.gateway.harness import soon
 
 from .policies import caller
 
@@ -210,6 +211,18 @@ def test_a_full_spool_may_drop_and_counts_the_gap(tmp_path: Path) -> None:
     }
     assert after["time"] == 2000.0
     assert log.gap == 0
+
+
+async def test_a_gap_is_told_when_there_is_room_again_although_nobody_calls(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, most_bytes=400_000, reserve=1000)
+    log = AuditLog(writer, lambda _: AuditRules(), sync_seconds=0.01)
+    fill(log)
+    log.start()
+    reader = SpoolReader(tmp_path)
+    reader.acknowledge(reader.read(1_000_000)[-1].seq)
+    (gap,) = await soon(reader.read)
+    assert json.loads(gap.payload)["refused"] == 1
+    await log.close()
 
 
 def test_refused_calls_are_told_from_lost_events(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,22 @@ class Process:
             one["public_key"] = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
         self.callers.write_text(json.dumps(listed))
 
-    def write_policy(self, revision: int = 1, tools: list[str] | None = None, **service: Any) -> None:
+    def write_policy(
+        self,
+        revision: int = 1,
+        tools: list[str] | None = None,
+        beside: Mapping[str, Mapping[str, Any]] | None = None,
+        **service: Any,
+    ) -> None:
+        """One service, `svc`, and those of `beside`, which have its upstream too."""
         described = {
             "addresses": ["127.0.0.1"],
             "port": self.port,
             "upstream": {"type": "http", "url": self.url},
             **service,
         }
-        wanted = policy({"svc": described}, revision=revision).model_dump(mode="json")
+        others = {name: {**described, **facts} for name, facts in (beside or {}).items()}
+        wanted = policy({"svc": described, **others}, revision=revision).model_dump(mode="json")
         wanted["sets"]["alice"]["addresses"] = [f"127.0.0.{number}" for number in range(1, 20)]
         wanted["grants"]["all"]["tools"] = ["*"] if tools is None else tools
         fresh = self.policy.with_suffix(".new")

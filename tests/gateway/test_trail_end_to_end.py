@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agentd.gateway.types import Code
 from tests.control import test_process as controllers
 from tests.control.test_agentd_stream import joined
 from tests.gateway.harness import Lab, Upstream, free_port, tool
@@ -60,9 +61,9 @@ class Stack:
                 stderr=log,
             )
 
-    async def start_gateway(self) -> None:
+    async def start_gateway(self, *arguments: str) -> None:
         before = self.gateway.said("info ready") if self.gateway.log.exists() else 0
-        await self.gateway.start("--agent-socket", str(self.socket))
+        await self.gateway.start("--agent-socket", str(self.socket), *arguments)
         await self.gateway.ready(before + 1)
 
     async def kill(self, what: str) -> None:
@@ -183,3 +184,54 @@ async def test_what_was_recorded_while_the_controller_was_away_comes_when_it_is_
     async with asyncio.timeout(PATIENCE):
         while not answered <= {each["call"]["name"] for each in await stack.records()}:
             await asyncio.sleep(0.2)
+
+
+LARGE = "x" * 12_000  # written with each decision: 64 calls fill a spool of 1 MiB
+
+
+def missing(events: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """What the trail says that it does not hold."""
+    gaps = events.get("gateway:audit:gap", [])
+    return {what: sum(gap[what] for gap in gaps) for what in ("refused", "dropped")}
+
+
+async def test_a_full_spool_denies_or_drops_as_the_service_says_and_all_of_it_arrives_once(
+    lab: Lab, stack: Stack
+) -> None:
+    """While the controller is away. What found no room is counted, and what was kept is told when it is back."""
+    assert await stack.gateway.stop() == 0
+    dropping = free_port()
+    stack.gateway.write_policy(
+        audit={"arguments": True, "full": "deny"},
+        beside={"lenient": {"port": dropping, "audit": {"arguments": True, "full": "drop"}}},
+    )
+    await stack.start_gateway("--spool-size", "1")
+    await stack.kill("controller")
+    strict = await lab.connect("127.0.0.1", stack.gateway.port)
+    answered = 0
+    while (answer := await strict.call(tool(f"strict-{answered}", text=LARGE))).status == 200:
+        answered += 1
+        assert answered < 200, "the spool is never full"
+    assert answered > 20
+    assert answer.code == Code.AUDIT_FULL
+    again = await strict.call(tool("strict-again", text=LARGE))
+    assert again.code == Code.AUDIT_FULL
+    lenient = await lab.connect("127.0.0.1", dropping)
+    for number in range(5):
+        assert (await lenient.call(tool(f"lenient-{number}", text=LARGE))).status == 200
+    await stack.start("controller")
+    events: dict[str, list[dict[str, Any]]] = {}
+    async with asyncio.timeout(PATIENCE):
+        while sum(missing(events).values()) < 7:
+            await asyncio.sleep(0.2)
+            events = {}
+            for each in await stack.records():
+                events.setdefault(each["event"], []).append(each)
+    names = {
+        what: sorted(each["call"]["name"] for each in events[f"gateway:call:{what}"]) for what in ("allowed", "ended")
+    }
+    strictly = sorted(f"strict-{number}" for number in range(answered))
+    assert names["allowed"] == strictly
+    assert names["ended"] == sorted([*strictly, *(f"lenient-{number}" for number in range(5))])
+    assert missing(events) == {"refused": 2, "dropped": 5}
+    assert (await strict.call(tool("strict-after", text=LARGE))).status == 200
