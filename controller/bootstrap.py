@@ -14,7 +14,7 @@ from controller.clock import Clock
 from controller.identity.ca import CertificateAuthority
 from controller.identity.secret import new_id
 from controller.settings import Settings, SettingsError
-from controller.state_dir import StateDir, StateDirError
+from controller.state_dir import StateDir, StateDirError, reason_of
 from controller.store.engine import Engines, check_whole
 from controller.store.migrate import check_current, migrate
 from controller.store.store import Store
@@ -83,7 +83,7 @@ def _create_private(database: Path) -> None:
     try:
         os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise StateDirError(f"cannot open the database {database}: {error.strerror}") from error
+        raise StateDirError(f"cannot open the database {database}: {reason_of(error)}") from error
 
 
 async def lay(settings: Settings, state: StateDir, store: Store, now: Clock) -> Foundation:

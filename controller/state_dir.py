@@ -3,12 +3,22 @@
 Knows files only; what is in them is its callers' business.
 """
 
+import errno
 import fcntl
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-__all__ = ["StateDir", "StateDirError"]
+__all__ = ["FULL", "StateDir", "StateDirError", "reason_of"]
+
+FULL: Final = "the disk is full: free some space and try again"
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file could not be used; with the remedy when the disk is full."""
+    return FULL if error.errno in {errno.ENOSPC, errno.EDQUOT} else error.strerror or str(error)
 
 
 class StateDirError(Exception):
@@ -30,7 +40,7 @@ class StateDir:
                 self.path.chmod(0o700)
         except OSError as error:
             raise StateDirError(
-                f"cannot use the state directory {self.path}: {error.strerror}; choose one with --state-dir"
+                f"cannot use the state directory {self.path}: {reason_of(error)}; choose one with --state-dir"
             ) from error
 
     def lock(self) -> None:
@@ -40,7 +50,7 @@ class StateDir:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateDirError(
-                f"cannot write to the state directory {self.path}: {error.strerror}; choose one with --state-dir"
+                f"cannot write to the state directory {self.path}: {reason_of(error)}; choose one with --state-dir"
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,8 +61,10 @@ class StateDir:
                 f"another controller (process {holder or 'unknown'}) uses the state directory {self.path}: "
                 "stop it, or choose another directory with --state-dir"
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        # Only the message above reads the number, and a full disk must not keep a controller from serving.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._lock = descriptor
 
     def unlock(self) -> None:
@@ -77,7 +89,7 @@ class StateDir:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise StateDirError(f"cannot write {target}: {error.strerror}") from error
+            raise StateDirError(f"cannot write {target}: {reason_of(error)}") from error
         return target
 
     def remove(self, name: str) -> None:
@@ -85,7 +97,7 @@ class StateDir:
         try:
             (self.path / name).unlink(missing_ok=True)
         except OSError as error:
-            raise StateDirError(f"cannot remove {self.path / name}: {error.strerror}") from error
+            raise StateDirError(f"cannot remove {self.path / name}: {reason_of(error)}") from error
 
     def read(self, name: str) -> bytes | None:
         """The content of the file `name`, None when there is none."""
@@ -94,4 +106,4 @@ class StateDir:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StateDirError(f"cannot read {self.path / name}: {error.strerror}") from error
+            raise StateDirError(f"cannot read {self.path / name}: {reason_of(error)}") from error

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from controller.logs import request_id
 from controller.problems import Kind, Refused
-from controller.store.engine import StoreError
+from controller.store.engine import FullDiskError, StoreError
 from controller.wire.rest import Problem
 
 __all__ = ["install", "problem_response", "problems"]
@@ -108,6 +108,9 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _unavailable(_request: Request, error: Exception) -> Response:
     _log.error("the store failed: %s", error)
+    if isinstance(error, FullDiskError):
+        detail = "nothing can be written now, because the disk is full: free some space on the database's machine"
+        return problem_response(Kind.UNAVAILABLE, detail)
     return problem_response(Kind.UNAVAILABLE, "the controller's database does not answer: try again, its log says why")
 
 

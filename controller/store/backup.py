@@ -16,7 +16,8 @@ from typing import Final
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from controller.store.engine import Engines, continue_numbers, lock_writers, translated
+from controller.state_dir import FULL, reason_of
+from controller.store.engine import Engines, FullDiskError, continue_numbers, lock_writers, translated
 from controller.store.migrate import check_current, migrate
 from controller.store.models import Base, MeshRow, ReplicaRow, StreamRow
 
@@ -40,7 +41,7 @@ async def create(engines: Engines, target: Path, files: Mapping[str, bytes]) -> 
     The database may be in use. After a crash there is no file at `target`. Raises BackupError, StoreError.
     """
     await check_current(engines)
-    with _new_file(target) as made:
+    with _new_file(target) as made, _written(target):
         copy = Engines(f"sqlite:///{made}")
         try:
             await migrate(copy)
@@ -60,6 +61,16 @@ async def create(engines: Engines, target: Path, files: Mapping[str, bytes]) -> 
     return rows
 
 
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Say of the backup what is said of its making. Nothing else is written here, so the full disk is its own."""
+    try:
+        yield
+    except (FullDiskError, sqlite3.Error) as error:
+        reason = FULL if isinstance(error, FullDiskError) else str(error)
+        raise BackupError(f"cannot write {target}: {reason}") from error
+
+
 @asynccontextmanager
 async def opened(source: Path, directory: Path) -> AsyncIterator[tuple[Engines, dict[str, bytes]]]:
     """A private copy, in `directory`, of the backup `source`, with the schema of this version; and the files in it.
@@ -71,7 +82,7 @@ async def opened(source: Path, directory: Path) -> AsyncIterator[tuple[Engines, 
         try:
             files = _taken_out(source, copy)
         except OSError as error:
-            raise BackupError(f"cannot read the backup {source}: {error.strerror}") from error
+            raise BackupError(f"cannot copy the backup {source} to {directory}: {reason_of(error)}") from error
         except (sqlite3.Error, ValueError) as error:
             raise BackupError(f"{source} is not a whole backup ({error}): take another, or copy it again") from error
         engines = Engines(f"sqlite:///{copy}")
@@ -139,7 +150,7 @@ def _new_file(target: Path) -> Iterator[Path]:
         descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(descriptor)
     except OSError as error:
-        raise BackupError(f"cannot write to {target.parent}: {error.strerror}") from error
+        raise BackupError(f"cannot write to {target.parent}: {reason_of(error)}") from error
     made = Path(name)
     try:
         yield made
@@ -149,7 +160,7 @@ def _new_file(target: Path) -> Iterator[Path]:
     except FileExistsError as error:
         raise BackupError(f"{target} exists: backups are not overwritten, choose another name") from error
     except OSError as error:
-        raise BackupError(f"cannot write {target}: {error.strerror}") from error
+        raise BackupError(f"cannot write {target}: {reason_of(error)}") from error
     finally:
         for path in (made, *(made.with_name(made.name + end) for end in ("-wal", "-shm", "-journal"))):
             path.unlink(missing_ok=True)

@@ -14,8 +14,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, c
 from sqlalchemy.pool import NullPool
 
 from controller.problems import Kind, Refused
+from controller.state_dir import FULL
 
-__all__ = ["Engines", "StoreError", "check_whole", "lock_recorders", "lock_writers", "session_on", "translated"]
+__all__ = [
+    "Engines",
+    "FullDiskError",
+    "StoreError",
+    "check_whole",
+    "lock_recorders",
+    "lock_writers",
+    "session_on",
+    "translated",
+]
 
 # Any constant will do, as long as all controllers use the same (it spells "wardmesh").
 WRITER_LOCK: Final = 0x77617264_6D657368
@@ -23,6 +33,7 @@ LEAD_LOCK: Final = WRITER_LOCK + 1  # held by the controller that decides for al
 RECORDER_LOCK: Final = WRITER_LOCK + 2
 # SQLSTATE class 22, such as a NUL character in an id: PostgreSQL cannot even compare text with it.
 _DATA_EXCEPTION: Final = "22"
+_DISK_FULL: Final = ("53100", "SQLITE_FULL")  # SQLSTATE disk_full; https://sqlite.org/rescode.html#full
 # Seconds for PostgreSQL to accept a connection, or to answer one statement, before it counts as away: a partition
 # closes no connection, and whoever waits holds up the writers behind it.
 _ANSWER_WITHIN: Final = 10.0
@@ -40,6 +51,10 @@ class StoreError(Exception):
     """The database cannot be used; the message says why and what to do, without the URL's password."""
 
 
+class FullDiskError(StoreError):
+    """The database has no space. What was committed is there, what was asked for now is not."""
+
+
 @contextmanager
 def translated(url: URL) -> Iterator[None]:
     """Turn what drivers raise about a database that is away or broken into StoreError."""
@@ -48,10 +63,22 @@ def translated(url: URL) -> Iterator[None]:
     except DBAPIError as error:
         if str(getattr(error.orig, "sqlstate", "")).startswith(_DATA_EXCEPTION):
             raise Refused(Kind.INVALID, f"a value cannot be kept in the database: {error.orig}") from error
+        if _is_full(error):
+            raise FullDiskError(f"the database {url.render_as_string()} cannot be written: {FULL}") from error
         raise StoreError(f"the database {url.render_as_string()} refused: {error.orig}") from error
     except (OSError, TimeoutError) as error:
         reason = str(error) or f"it did not answer within {_ANSWER_WITHIN:g} s"
         raise StoreError(f"the database {url.render_as_string()} cannot be reached: {reason}") from error
+
+
+def _is_full(error: DBAPIError) -> bool:
+    # SQLAlchemy's adapter raises the driver's exception anew; what it was says more.
+    original: BaseException | None = error.orig
+    while original is not None:
+        if getattr(original, "sqlstate", getattr(original, "sqlite_errorname", None)) in _DISK_FULL:
+            return True
+        original = original.__cause__
+    return False
 
 
 @asynccontextmanager
