@@ -29,6 +29,7 @@ from controller.identity.proxy import ProxiedClients
 from controller.logs import RequestLog
 from controller.metrics import RequestMeter
 from controller.settings import VERSION
+from controller.tracing import RequestSpans
 
 __all__ = ["build", "context"]
 
@@ -47,6 +48,9 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Its own spans and logs would have paths and messages of exceptions in them, and environment variables can turn
+        # them on; ours (`controller.tracing`) have what we choose.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         # The handlers' own names: what generated clients call their methods.
         generate_unique_id_function=lambda route: route.name,
     )
@@ -59,6 +63,8 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
     limited = RequestLog(
-        stream.Streams(ClientRate(BodyLimit(RequestMeter(api, ctx.metrics)), ctx.limits.requests), api)
+        stream.Streams(
+            RequestSpans(ClientRate(BodyLimit(RequestMeter(api, ctx.metrics)), ctx.limits.requests), ctx.tracing), api
+        )
     )
     return ProxiedClients(limited, proxies=proxies, authority=ctx.authority, mesh_id=ctx.mesh.id, now=ctx.now)

@@ -18,6 +18,7 @@ from controller.state_dir import StateDir, StateDirError, reason_of
 from controller.store.engine import Engines, check_whole
 from controller.store.migrate import check_current, migrate
 from controller.store.store import Store
+from controller.tracing import Tracing
 from controller.wire.base import check_name
 from controller.wire.netmap import Mesh
 
@@ -58,7 +59,7 @@ def _check_exists(database: Path) -> None:
         raise StateDirError(f"there is no database {database} yet: `wardmesh-controller serve` makes one")
 
 
-async def open_store(settings: Settings, now: Clock) -> tuple[Engines, Store]:
+async def open_store(settings: Settings, now: Clock, tracing: Tracing) -> tuple[Engines, Store]:
     """The database, migrated; without a mesh in it yet if it is new. Raises StoreError, StateDirError."""
     engines = prepared(settings)
     try:
@@ -67,7 +68,7 @@ async def open_store(settings: Settings, now: Clock) -> tuple[Engines, Store]:
     except BaseException:
         await engines.dispose()
         raise
-    return engines, Store(engines, now)
+    return engines, Store(engines, now, tracing)
 
 
 def prepared(settings: Settings) -> Engines:

@@ -31,6 +31,7 @@ from controller.settings import Settings
 from controller.store.store import Store
 from controller.tls import Trust
 from controller.tokens import Tokens
+from controller.tracing import Tracing
 from controller.wire.netmap import Mesh
 
 __all__ = ["Context", "Limits", "context"]
@@ -86,6 +87,7 @@ class Context:
     limits: Limits
     denials: DenialBook = field(default_factory=DenialBook)
     metrics: Metrics = field(default_factory=Metrics)
+    tracing: Tracing = field(default_factory=Tracing)
 
 
 def context(connection: HTTPConnection) -> Context:

@@ -1,9 +1,10 @@
-"""Logs as lines of key=value on standard error, each with the id of the request that it belongs to.
+"""Logs as lines on standard error, key=value or JSON, each with the id of the request that it belongs to.
 
 What goes in is chosen by the callers: names, ids, statuses. Never headers, bodies or queries, where secrets are.
 """
 
 import contextvars
+import json
 import logging
 import secrets
 import sys
@@ -17,6 +18,7 @@ __all__ = ["RequestLog", "configure", "request_id"]
 
 _request_id: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("request_id", default="none")
 _log = logging.getLogger("controller.requests")
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 def request_id() -> str:
@@ -36,10 +38,28 @@ class _Formatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def configure(level: str = "info") -> None:
+class _JsonFormatter(_Formatter):
+    """One object a line: time, level, logger, message, request where there is one, and the facts of the event."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id() != "none":
+            line["request"] = request_id()
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        facts = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        return json.dumps(facts | line, default=str)
+
+
+def configure(level: str = "info", *, json_lines: bool = False) -> None:
     """Send every log line of the process to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(_JsonFormatter() if json_lines else _Formatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # aiosqlite writes every statement with its values; Alembic every step.
     for chatty in ("aiosqlite", "alembic"):
@@ -80,7 +100,12 @@ class RequestLog:
             if scope["type"] == "http":
                 # The raw path is percent-encoded, so that nobody can write a line of their own into the log.
                 path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
-                duration = (time.monotonic() - began) * 1000
-                client = (scope.get("client") or ("unknown",))[0]
-                actor = state.get("actor", "nobody")
-                _log.info("%s %s %d %.1fms actor=%s client=%s", scope["method"], path, status, duration, actor, client)
+                facts = {
+                    "method": scope["method"],
+                    "path": path,
+                    "status": status,
+                    "milliseconds": round((time.monotonic() - began) * 1000, 1),
+                    "actor": state.get("actor", "nobody"),
+                    "client": (scope.get("client") or ("unknown",))[0],
+                }
+                _log.info("%s %s %d %.1fms actor=%s client=%s", *facts.values(), extra=facts)

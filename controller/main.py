@@ -120,6 +120,15 @@ def serve(
     key_rate: Annotated[int, typer.Option(min=0, help="Joins a second by one enrolment key; 0: no limit.")] = 50,
     stream_rate: Annotated[int, typer.Option(min=0, help="Streams a minute that one node may open; 0: no limit.")] = 60,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_format: Annotated[str, typer.Option(help="plain or json, one line an event.")] = "plain",
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            envvar="WARDMESH_TRACES",
+            help="URL of an OpenTelemetry collector (OTLP over HTTP) for spans; needs wardmesh[tracing].",
+            show_default="none are made",
+        ),
+    ] = None,
 ) -> None:
     """Serve the REST API and the agents' stream until SIGTERM or Ctrl-C.
 
@@ -132,10 +141,14 @@ def serve(
         wardmesh-controller serve --state-dir ./state --listen 127.0.0.1:8443
 
         WARDMESH_DATABASE_URL=postgresql://wardmesh@db.example.com/wardmesh wardmesh-controller serve
+
+        wardmesh-controller serve --log-format json --traces http://127.0.0.1:4318
     """
     if log_level not in {"debug", "info", "warning", "error"}:
         _fail(f"--log-level {log_level}: choose debug, info, warning or error")
-    logs.configure(log_level)
+    if log_format not in {"plain", "json"}:
+        _fail(f"--log-format {log_format}: choose plain or json")
+    logs.configure(log_level, json_lines=log_format == "json")
 
     async def run() -> None:
         settings = Settings(
@@ -159,6 +172,7 @@ def serve(
             client_rate=client_rate,
             key_rate=key_rate,
             stream_rate=stream_rate,
+            traces=traces,
         )
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

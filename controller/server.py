@@ -6,12 +6,14 @@ The only module that knows uvicorn's server.
 import asyncio
 import contextlib
 import errno
+import importlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import uvicorn
@@ -34,6 +36,7 @@ from controller.nodes import Nodes
 from controller.owners import Owners
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
+from controller.records import Change
 from controller.replicas import Replicas
 from controller.services import Services
 from controller.settings import VERSION, Settings, SettingsError
@@ -42,6 +45,7 @@ from controller.store.engine import StoreError
 from controller.stun import StunServer
 from controller.tls import IssuedCertificate, OwnCertificate, ServerTls, certificate_hosts
 from controller.tokens import Tokens
+from controller.tracing import Tracing
 from controller.transport import HttpProtocol, WebSocketProtocol
 from controller.wire.netmap import Mesh
 
@@ -87,13 +91,15 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         for each in servers:
             stack.callback(each.close)
             each.start()
-        engines, store = await open_store(settings, now)
+        tracing = _tracing(settings)
+        stack.push_async_callback(asyncio.to_thread, tracing.close)
+        engines, store = await open_store(settings, now, tracing)
         stack.push_async_callback(store.close)
         foundation = await lay(settings, state, store, now)
         url = settings.url or _default_url(settings, port)
         tls = _tls(settings, foundation, url, state, now)
         replicas = Replicas(engines, store, Hub(lambda: now().timestamp()), url.rstrip("/"))
-        context = await _wire(settings, foundation, replicas, tls, now)
+        context = await _wire(settings, foundation, replicas, tls, now, tracing=tracing)
         token = await context.tokens.bootstrap()
         stack.push_async_callback(_note_last_presence, context)
         stack.push_async_callback(context.replicas.retire)
@@ -111,10 +117,18 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         )
 
 
-async def _wire(settings: Settings, foundation: Foundation, replicas: Replicas, tls: ServerTls, now: Clock) -> Context:
+def _publish(hub: Hub, tracing: Tracing, change: Change) -> None:
+    with tracing.span("mesh.publish") as span:
+        span.note("wardmesh.revision", change.revision)
+        span.note("wardmesh.hosts", hub.publish(change))
+
+
+async def _wire(
+    settings: Settings, foundation: Foundation, replicas: Replicas, tls: ServerTls, now: Clock, *, tracing: Tracing
+) -> Context:
     store, mesh, hub = foundation.store, foundation.mesh, replicas.hub
     hub.load(await store.begin(_of_this_version(mesh)))
-    store.subscribe(hub.publish)
+    store.subscribe(partial(_publish, hub, tracing))
     services = Services(store, hub, leads=lambda: replicas.leads)
     replicas.services_by(services.says)
     admission = Admission(settings.address_quarantine)
@@ -150,6 +164,7 @@ async def _wire(settings: Settings, foundation: Foundation, replicas: Replicas, 
         calls=CallBook(store, hub.services, settings.calls_kept, now),
         questions=Questions(hub),
         limits=Limits.of(settings),
+        tracing=tracing,
     )
 
 
@@ -183,6 +198,18 @@ def _config(settings: Settings, context: Context, tls: ServerTls) -> uvicorn.Con
         backlog=_BACKLOG,
         timeout_graceful_shutdown=_FINISH,
     )
+
+
+def _tracing(settings: Settings) -> Tracing:
+    """What makes spans. Raises SettingsError when the operator wants it and it is not installed."""
+    if settings.traces is None:
+        return Tracing()
+    try:
+        otlp = importlib.import_module("controller.otlp")  # only here: it costs 20 MB and an extra
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"--traces: {error.name} is not installed: install wardmesh[controller,tracing]") from error
+    made: Tracing = otlp.OtlpTracing(settings.traces)
+    return made
 
 
 def _stun_servers(settings: Settings) -> list[StunServer]:

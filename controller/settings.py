@@ -1,6 +1,7 @@
 """What the operator chose for this process. Values only: reading options and environment is `controller.main`'s."""
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
@@ -57,6 +58,7 @@ class Settings:
     tls_key: Path | None = None
     tls_ca: Path | None = None
     trusted_proxies: tuple[str, ...] = ()
+    traces: str | None = field(default=None, repr=False)  # a collector's URL
     mesh_name: str | None = None
     prefix4: str | None = None
     prefix6: str | None = None
@@ -77,6 +79,8 @@ class Settings:
             raise SettingsError("--tls-ca is the root of --tls-cert: give that too, or leave both away")
         if self.url is not None:
             check_url(self.url)
+        if self.traces is not None and not re.fullmatch(r"https?://[^/?#@]+(/[^?#]*)?", self.traces):
+            raise SettingsError(f"--traces {self.traces}: write it like http://127.0.0.1:4318, without a user or query")
         for proxy in self.trusted_proxies:
             try:
                 ipaddress.ip_network(proxy)

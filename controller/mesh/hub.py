@@ -91,8 +91,8 @@ class Hub:
             self._dismiss_if_barred(node_id)
         self._schedule_expiry()
 
-    def publish(self, change: Change) -> None:
-        """Take in a committed change. Call after the commit; the order of concurrent calls does not matter."""
+    def publish(self, change: Change) -> int:
+        """Take in a committed change; how many hosts it concerns. The order of concurrent calls does not matter."""
         state = self._loaded()
         is_late = change.revision < state.revision
         affected = state.apply(change, self._clock())
@@ -110,6 +110,7 @@ class Hub:
                 self.elsewhere.forget([node_id])
         if change.policy is not None or change.grants:
             self._schedule_expiry()
+        return len(affected)
 
     def clock_was_set(self) -> None:
         """Look again which grants have ended: the clock was put forward or back."""

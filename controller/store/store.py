@@ -33,6 +33,7 @@ from controller.store.models import MeshRow, ResponseRow
 from controller.store.nodes import NodeTable, write_presence
 from controller.store.services import ServiceTable
 from controller.store.unit import Unit
+from controller.tracing import Tracing
 from controller.wire.call_records import CallRecord
 from controller.wire.netmap import Mesh, NodeId
 
@@ -124,9 +125,10 @@ class Mutation(Reading):
 class Store:
     """One database. `subscribe` to hear of every commit, in order."""
 
-    def __init__(self, engines: Engines, now: Clock = utc_now) -> None:
+    def __init__(self, engines: Engines, now: Clock = utc_now, tracing: Tracing | None = None) -> None:
         self._engines = engines
         self._now = now
+        self._tracing = tracing or Tracing()
         self._plan: AddressPlan | None = None
         self._subscribers: list[Callable[[Change], None]] = []
         self._known: int | None = None  # the newest revision that subscribers heard of
@@ -167,7 +169,7 @@ class Store:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Reading]:
         """The tables as they are at one moment, read-only. Raises StoreError."""
-        with translated(self._engines.url):
+        with self._tracing.span("store.read", alone=False), translated(self._engines.url):
             async with session_on(self._engines.read) as session:
                 yield Reading(Unit(session, self._plan))
 
@@ -179,7 +181,8 @@ class Store:
 
         `once` makes a repeated request raise Replay with the first answer. Raises StoreError.
         """
-        with translated(self._engines.url):
+        with self._tracing.span("store.mutation") as span, translated(self._engines.url):
+            span.note("wardmesh.action", action)
             async with self._turn(), session_on(self._engines.write, expire_on_commit=False) as session:
                 await lock_writers(session, sqlite=self._engines.sqlite)
                 if once is not None:
@@ -192,6 +195,7 @@ class Store:
                     return
                 # A caller that goes away now must not separate the commit from its publication.
                 await _finish(self._commit(unit, mutation, once))
+                span.note("wardmesh.revision", mutation.revision)
 
     async def note_presence(self, seen: Iterable[Seen]) -> None:
         """Remember when nodes were last seen. Not a mutation: it changes nothing that a host or an admin decided."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import re
@@ -333,3 +334,32 @@ def test_a_host_without_the_extra_is_told_what_to_install() -> None:
     assert ended.returncode == 1
     assert "wardmesh[controller]" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_logs_as_json_are_one_object_a_line_with_the_requests_id_and_no_secret(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    async with serve("--log-format", "json", state=state) as process:
+        async with httpx.AsyncClient(
+            base_url=process.url.replace(re.findall(r"//([^:/]+)", process.url)[0], "127.0.0.1"),
+            verify=ssl.create_default_context(cafile=str(state / "ca.pem")),
+        ) as client:
+            answer = await client.get("/api/v1/nodes?name=a", headers={"authorization": f"Bearer {process.token}"})
+            assert answer.status_code == 200
+        token = process.token
+        assert await process.stop() == 0
+    text = (tmp_path / "state.log").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    (served,) = (line for line in lines if line.get("path") == "/api/v1/nodes")
+    assert served["request"] == answer.headers["x-request-id"]
+    assert (served["method"], served["status"], served["level"]) == ("GET", 200, "info")
+    assert served["milliseconds"] > 0
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert token not in text
+
+
+async def test_a_log_format_that_is_none_is_refused() -> None:
+    refused = run("serve", "--log-format", "xml")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "wardmesh-controller: --log-format xml: choose plain or json\n",
+    )
