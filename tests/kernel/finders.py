@@ -18,7 +18,7 @@ from tests.kernel.maps import MESH, Member, netmap
 from tests.kernel.nodes import OnHost
 from tests.lab import Host, Lab, Switch, eventually
 
-__all__ = ["Finder", "Stun", "finders", "place"]
+__all__ = ["Finder", "Stun", "behind_one_carrier", "finders", "introduce", "place"]
 
 PORT = 51820
 # A NAT of `lab.nat` filters by address and port. These let more in, to the one host that is inside.
@@ -42,20 +42,51 @@ table inet distrust {
 
 def place(lab: Lab, internet: Switch, kind: str, name: str) -> Host:
     """A host on the internet or behind a router of this kind."""
-    if kind in {"public", "firewall"}:
+    if kind in {"public", "firewall", "ipv6"}:
         host = lab.host(name, internet)
         if kind == "firewall":
             host.nft(FIREWALL)
+        if kind == "ipv6":
+            host.run("ip", "-4", "address", "flush", "dev", "eth0")
         return host
+    outside = internet
+    if kind == "double":
+        outside = lab.switch(f"street-{name}", f"198.18.{len(lab.hosts)}.0/26")
+        lab.nat(f"street-nat-{name}", inside=outside, outside=internet)
     home = lab.switch(f"home-{name}")
     host = lab.host(name, home)
-    router = lab.nat(f"nat-{name}", inside=home, outside=internet, random_ports=kind == "symmetric")
-    inside, outside = router.port(home).link, router.port(internet).link
+    router = lab.nat(f"nat-{name}", inside=home, outside=outside, random_ports=kind == "symmetric")
+    inside, link = router.port(home).link, router.port(outside).link
     if kind in {"independent", "address"}:
         known = "ip saddr @contacted " if kind == "address" else ""
-        rule = f"add rule inet nat prerouting iifname {outside} {known}udp dport {PORT} dnat ip to {host.address}"
+        rule = f"add rule inet nat prerouting iifname {link} {known}udp dport {PORT} dnat ip to {host.address}"
         router.nft("\n".join([PREROUTING.format(), BY_ADDRESS.format(inside=inside) if known else "", rule, FORWARDED]))
     return host
+
+
+def behind_one_carrier(lab: Lab, internet: Switch, *names: str, hairpin: bool) -> list[Host]:
+    """Hosts in homes of their own, each behind a NAT, all behind one NAT of their carrier, which gives each a port.
+
+    `hairpin`: it passes on what one of them sends to the port of another (RFC 4787 section 6).
+    """
+    street = lab.switch("street", "100.65.0.0/26")
+    carrier = lab.nat("carrier", inside=street, outside=internet)
+    seen, inside = carrier.port(internet), carrier.port(street).link
+    hosts, rules = [], [PREROUTING.format(), FORWARDED]
+    for number, name in enumerate(names):
+        home = lab.switch(f"home-{name}")
+        hosts.append(lab.host(name, home))
+        place, port = lab.nat(f"nat-{name}", inside=home, outside=street).port(street).address, 40000 + number
+        same = f"ip saddr {place} udp sport {PORT} snat ip to {seen.address}:{port}"
+        rules.append(f"insert rule inet nat postrouting oifname {seen.link} {same}")
+        if hairpin:
+            rules.append(f"insert rule inet nat postrouting oifname {inside} {same}")
+            rules.append(
+                f"add rule inet nat prerouting iifname {inside} ip daddr {seen.address} udp dport {port} "
+                f"dnat ip to {place}:{PORT}"
+            )
+    carrier.nft("\n".join(rules))
+    return hosts
 
 
 class Finder(OnHost):
@@ -122,6 +153,10 @@ class Finder(OnHost):
     def works_directly(self, other: "Finder") -> bool:
         return any(view.chosen for view in self.prober.paths(other.member.name))
 
+    def endpoint(self, other: "Finder") -> str:
+        """The path that was chosen."""
+        return next(view.endpoint for view in self.prober.paths(other.member.name) if view.chosen)
+
     def end(self) -> None:
         async def close() -> None:
             for task in self.tasks:
@@ -143,7 +178,7 @@ class Stun(OnHost):
         self.call(self._open)
 
     async def _open(self) -> None:
-        self.servers = listen(Listen(self.host.address, 3478))
+        self.servers = listen(Listen("::", 3478))
         for server in self.servers:
             server.start()
 
@@ -159,13 +194,24 @@ class Stun(OnHost):
 @contextmanager
 def finders(*kinds: str) -> Iterator[list[Finder]]:
     """One host of each kind, which knows from where it is seen."""
-    with Lab() as lab, ExitStack() as ending:
+    with Lab() as lab:
         internet = lab.switch("internet")
+        with introduce(
+            lab, internet, *(place(lab, internet, kind, f"{kind}{n}") for n, kind in enumerate(kinds))
+        ) as found:
+            yield found
+
+
+@contextmanager
+def introduce(lab: Lab, internet: Switch, *hosts: Host) -> Iterator[list[Finder]]:
+    """Finders on these hosts, which know from where they are seen."""
+    with ExitStack() as ending:
         stun = Stun(lab.host("stun", internet))
         ending.callback(stun.end)
         found = []
-        for number, kind in enumerate(kinds, 1):
-            finder = Finder(place(lab, internet, kind, f"{kind}{number}"), number, stun.host.address, 3478)
+        for number, host in enumerate(hosts, 1):
+            four = "inet " in host.run("ip", "-4", "address", "show", "dev", "eth0").stdout
+            finder = Finder(host, number, stun.host.address if four else stun.host.address6, 3478)
             ending.callback(finder.end)
             finder.begin_table()
             found.append(finder)
