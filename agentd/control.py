@@ -220,6 +220,7 @@ class Control:
             self._telling.services(self._send),
             self._telling.denials(self._send),
             self._telling.drifts(self._send),
+            self._telling.paths(self._send),
             self._renew_in_time(),
         ):
             try:

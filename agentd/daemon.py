@@ -15,6 +15,7 @@ from functools import partial
 from socket import socket
 from typing import Any, Final
 
+from controller.wire.paths import PathReport
 from controller.wire.stream import HostReport
 
 from .answers import Parts, answer, tell
@@ -36,6 +37,7 @@ from .local_server import Handed, Subscription, listening, serve
 from .model import KernelError, LinkSettings
 from .naming import Naming, remove_names
 from .netmap import load
+from .path_report import PathLog
 from .probe_socket import ProbeSocket
 from .probing import Prober, stun_of
 from .reconcile import Reconciler
@@ -162,13 +164,14 @@ class _Daemon:
         self._serving = Serving(self._serving_changed)
         self._gateway = GatewayProcess(config, user, self._serving) if user is not None else None
         self._naming = Naming(config)
-        self._prober = prober
+        self._prober, self._path_log = prober, PathLog()
         notices = self._load_map()
         self._telling = Telling(
             self._applier,
             self._report,
             denied=lambda since: reports(self._denied, since, time.time()),
             serving=self._serving.health,
+            paths=self._paths,
         )
         self._control = Control(
             state,
@@ -256,6 +259,9 @@ class _Daemon:
             backend=self._kernel.backend,
             reflexive=self._prober.reflexive,
         )
+
+    def _paths(self) -> tuple[PathReport, ...]:
+        return self._path_log.report(self._prober.reached(), datetime.now(UTC))
 
     async def _answer(self, request: Request) -> Answer | Handed | Subscription:
         return await answer(self._parts, request)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from controller.wire.base import Endpoint
 from controller.wire.netmap import Netmap
+from controller.wire.paths import PathKind
 
 from .errors import AgentError
 from .local_api import PeerStatus
@@ -20,7 +21,11 @@ def paths(prober: Prober, listed: Iterable[PeerStatus]) -> Paths:
     return Paths(
         peers=tuple(
             PeerPaths(
-                id=peer.id, name=peer.name, endpoint=peer.endpoint, paths=tuple(map(_path, prober.paths(peer.id)))
+                id=peer.id,
+                name=peer.name,
+                endpoint=peer.endpoint,
+                mtu=prober.known_mtu(peer.id),
+                paths=tuple(map(_path, prober.paths(peer.id))),
             )
             for peer in listed
         )
@@ -39,7 +44,8 @@ async def ping(prober: Prober, netmap: Netmap | None, listed: Sequence[PeerStatu
     An echo through the tunnel would say what policy lets pass; this says what the path does.
     """
     peer = _find(netmap, listed, request.peer)
-    endpoint, kind, rtt = peer.endpoint, prober.kind(peer.endpoint) if peer.endpoint else None, None
+    endpoint, rtt = peer.endpoint, None
+    kind: PathKind = prober.kind(endpoint) if endpoint is not None else "none"
     if endpoint is not None:
         rtt = await prober.ask(peer.id, endpoint, patience=request.timeout)
     return Pong(id=peer.id, name=peer.name, endpoint=endpoint, path=kind, rtt=rtt, handshake_age=peer.handshake_age)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from controller.wire.base import Endpoint, Message, NodeName
 from controller.wire.netmap import NodeId
+from controller.wire.paths import PathKind
 
 __all__ = [
     "Netcheck",
@@ -93,13 +94,13 @@ class Netcheck(Message):
 class Pong(Message):
     """The answer to PingRequest. `endpoint`: whom WireGuard sends to now, and who was asked; None: nobody known yet.
 
-    `path`: `lan` is a network that both are on.
+    `path`: as in `wardmesh path list`.
     """
 
     answer: Literal["pong"] = "pong"
     id: NodeId
     name: NodeName
     endpoint: str | None = None
-    path: Literal["lan", "direct"] | None = None
+    path: PathKind = "none"
     rtt: float | None = Field(default=None, description="seconds; None: no answer in time")
     handshake_age: float | None = Field(default=None, description="seconds since WireGuard's last handshake")

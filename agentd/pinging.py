@@ -65,7 +65,7 @@ def _summarised(pongs: list[Pong]) -> _Summary:
 
 
 def _line(pong: Pong) -> str:
-    if pong.endpoint is None or pong.path is None:
+    if pong.endpoint is None:
         return f"{pong.name}: no endpoint is known that it could be reached at: look at `agentd paths`"
     if pong.rtt is None:
         return f"{pong.name}: no answer from {pong.endpoint} within {_PATIENCE:.0f} s{_tunnel(pong)}"

@@ -17,19 +17,19 @@ from urllib.parse import urlsplit
 
 from controller.wire.base import Endpoint, PublicKey, format_endpoint, split_endpoint
 from controller.wire.netmap import Mesh, Netmap, NodeId, Peer
+from controller.wire.paths import PathKind
 from controller.wire.stun import Binding, StunError, decode, encode, is_authentic
 
 from .facts import OwnAddresses
 from .path_mtu import PathMtu
-from .paths.checks import Checks, View
+from .path_report import Reached
+from .paths.checks import Checks, State, View
 from .paths.discovery import Discovery, NatKind, ServerView
 from .paths.pair import Pair, pair
 from .paths.prefer import Preference
 from .probe_socket import ProbeSocket
 
-__all__ = ["PathKind", "Prober", "stun_of"]
-
-PathKind = Literal["lan", "direct"]  # `lan`: on a network that this host is on
+__all__ = ["Prober", "stun_of"]
 
 log = logging.getLogger("agentd.probing")
 
@@ -136,6 +136,17 @@ class Prober:
     def paths(self, node: NodeId) -> tuple[View, ...]:
         """What is known of the ways to a peer."""
         return self._checks.views(node)
+
+    def reached(self) -> list[Reached]:
+        """How each peer with an agentd is reached now."""
+        found = []
+        for node in self._known.keys:
+            view = next((view for view in self._checks.views(node) if view.chosen), None)
+            if view is None or view.state is State.SILENT:
+                found.append(Reached(node, "none", None, None, None))
+            else:
+                found.append(Reached(node, self.kind(view.endpoint), view.endpoint, view.rtt, self._sizes.of(node)))
+        return found
 
     def kind(self, endpoint: Endpoint) -> PathKind:
         """What sort of path leads there."""

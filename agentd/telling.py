@@ -12,10 +12,12 @@ from typing import Final
 from websockets.exceptions import ConnectionClosed
 
 from controller.wire.base import Message, Revision
-from controller.wire.stream import SERVING_INTERVAL, Applied, Drift, HostReport, Report, Serving
+from controller.wire.paths import PathReport
+from controller.wire.stream import SERVING_INTERVAL, Applied, Drift, HostReport, Paths, Report, Serving
 
 from .apply import Applier, Outcome
 from .denied_report import DenialReport
+from .path_report import is_news
 
 __all__ = ["Telling"]
 
@@ -25,6 +27,8 @@ Send = Callable[[Message], Awaitable[None]]
 _GATHER_DENIED: Final = 2.0
 _DENIED_EVERY: Final = 60.0
 _DRIFT_EVERY: Final = 11.0
+_PATHS_EVERY: Final = 5.0
+_PATHS_APART: Final = 30.0
 _LONGEST_DRIFT: Final = 1000  # characters
 
 
@@ -38,12 +42,16 @@ class Telling:
         *,
         denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
         serving: Callable[[], Mapping[str, str | None]] = dict,
+        paths: Callable[[], tuple[PathReport, ...]] = tuple,
     ) -> None:
-        """`denied` tells what was denied since a minute, oldest first; `serving`, why a service cannot answer."""
+        """`denied` tells what was denied since a minute, oldest first; `serving`, why a service cannot answer;
+        `paths`, how peers are reached.
+        """
         self._applier = applier
         self._report = report
         self._denied = denied
         self._serving = serving
+        self._paths = paths
         self._changed = asyncio.Event()
         self._denied_more = asyncio.Event()
         self._drifted = asyncio.Event()
@@ -134,6 +142,18 @@ class Telling:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SERVING_INTERVAL):
                         await self._serving_changed.wait()
+
+    async def paths(self, send: Send) -> None:
+        """How peers are reached, soon after that changed, and twice a minute at most, until the connection ends."""
+        told: tuple[PathReport, ...] = ()
+        with suppress(ConnectionClosed):  # the receiver reports it
+            while True:
+                await asyncio.sleep(_PATHS_EVERY)
+                found = self._paths()
+                if is_news(told, found):
+                    told = found
+                    await send(Paths(paths=found))
+                    await asyncio.sleep(_PATHS_APART - _PATHS_EVERY)
 
     def _is_answer(self, outcome: Outcome) -> bool:
         """False for the outcome of a map that this connection did not bring."""

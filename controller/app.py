@@ -16,6 +16,7 @@ from controller.api import (
     metrics,
     nodes,
     openapi,
+    paths,
     policy,
     services,
     status,
@@ -59,7 +60,7 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     strict = [Depends(only_known_parameters)]
     api.include_router(status.root, dependencies=strict)
     api.include_router(metrics.root, dependencies=strict)
-    for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, tokens):
+    for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, paths, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
     limited = RequestLog(

@@ -22,6 +22,7 @@ from controller.mesh.hub import Hub
 from controller.metrics import Metrics
 from controller.nodes import Nodes
 from controller.owners import Owners
+from controller.paths import PathBook
 from controller.peers import Peers
 from controller.policy_documents import PolicyDocuments
 from controller.rates import Rate
@@ -86,6 +87,7 @@ class Context:
     questions: Questions
     limits: Limits
     denials: DenialBook = field(default_factory=DenialBook)
+    paths: PathBook = field(default_factory=PathBook)
     metrics: Metrics = field(default_factory=Metrics)
     tracing: Tracing = field(default_factory=Tracing)
 

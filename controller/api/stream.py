@@ -39,6 +39,7 @@ from controller.wire.stream import (
     Drift,
     Hello,
     HostReport,
+    Paths,
     Recorded,
     Report,
     Serving,
@@ -201,12 +202,8 @@ class _Session:
                 return _protocol(error)
             if isinstance(frame, Applied):
                 self._hub.applied(connection, frame)
-            elif isinstance(frame, Denials):
-                self._context.denials.heard(self._node_id, frame.minute, frame.denials)
-            elif isinstance(frame, Answer):
-                self._context.questions.answered(self._node_id, frame)
-            elif isinstance(frame, Serving):
-                self._context.services.heard(self._node_id, frame.services)
+            elif isinstance(frame, Denials | Answer | Serving | Paths):
+                self._note(frame)
             elif isinstance(frame, Drift):
                 await self._drifted(frame)
             elif isinstance(frame, Calls):
@@ -218,6 +215,18 @@ class _Session:
                 self._hub.reported(self._node_id, frame.report)
             else:
                 return _protocol(_BadFrameError("hello comes once, at the beginning"))
+
+    def _note(self, frame: Denials | Answer | Serving | Paths) -> None:
+        """What is kept in memory."""
+        match frame:
+            case Denials():
+                self._context.denials.heard(self._node_id, frame.minute, frame.denials)
+            case Answer():
+                self._context.questions.answered(self._node_id, frame)
+            case Serving():
+                self._context.services.heard(self._node_id, frame.services)
+            case Paths():
+                self._context.paths.heard(self._node_id, frame.paths)
 
     async def _called(self, connection: Connection, frame: Calls) -> None:
         """Keep records beside what else the host says. A host that sends more before it has its answer waits here."""

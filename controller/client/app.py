@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import audit, grants, keys, login, nodes, peers, policy, services, status, tokens
+from .commands import audit, grants, keys, login, nodes, paths, peers, policy, services, status, tokens
 from .commands.options import examples
 from .errors import ClientError, InputError
 from .output import print_problem
@@ -40,6 +40,7 @@ app.add_typer(peers.app, name="peer")
 app.add_typer(policy.app, name="policy")
 app.add_typer(grants.app, name="grant")
 app.add_typer(services.app, name="service")
+app.add_typer(paths.app, name="path")
 app.add_typer(audit.app, name="audit")
 app.add_typer(tokens.app, name="token")
 

@@ -19,6 +19,7 @@ from controller.wire.base import check_name
 from controller.wire.call_records import CallEntry
 from controller.wire.denials import DenialList, HostDenial
 from controller.wire.grants import GrantCreate, GrantPatch, TemporaryGrant
+from controller.wire.paths import HostPath, PathList
 from controller.wire.rest import (
     AdminToken,
     AdminTokenCreate,
@@ -283,6 +284,11 @@ class RestClient:
         """GET /denials: what hosts denied in the last hour, newest minute first. `node` is an id."""
         params = {"limit": str(limit)} | ({"node": node} if node is not None else {})
         return self._read(DenialList, self._send("GET", "denials", params=params)).items
+
+    def paths(self, *, node: str | None = None, peer: str | None = None) -> tuple[HostPath, ...]:
+        """GET /paths: how connected hosts reach their peers. `node` and `peer` are ids."""
+        params = {"limit": "20000"} | _given({"node": node, "peer": peer})
+        return self._read(PathList, self._send("GET", "paths", params=params)).items
 
     # Admin tokens
 

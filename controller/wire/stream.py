@@ -17,6 +17,7 @@ from .call_records import Records, Sequence, SpoolId
 from .denials import MOST_DENIALS, Denial
 from .mcp import ServiceName
 from .netmap import Delta, Netmap
+from .paths import MOST_PATHS, PathReport
 
 __all__ = [
     "AgentFrame",
@@ -32,6 +33,7 @@ __all__ = [
     "Drift",
     "Hello",
     "HostReport",
+    "Paths",
     "Recorded",
     "Report",
     "Serving",
@@ -114,6 +116,13 @@ class Serving(Message):
     services: dict[ServiceName, Annotated[Text, Field(max_length=1000)] | None]
 
 
+class Paths(Message):
+    """How the host reaches its peers: all of it, instead of what it said before. Said when it changed, not often."""
+
+    type: Literal["paths"] = "paths"
+    paths: Annotated[tuple[PathReport, ...], Field(max_length=MOST_PATHS)]
+
+
 class Calls(Message):
     """Records of a gateway on this host, in order and without holes; `first` is the number of the first in its spool.
 
@@ -165,7 +174,7 @@ class Bye(Message):
 
 
 AgentFrame = Annotated[
-    Hello | Report | Applied | Denials | Drift | Serving | Calls | Answer, Field(discriminator="type")
+    Hello | Report | Applied | Denials | Drift | Serving | Paths | Calls | Answer, Field(discriminator="type")
 ]
 ControllerFrame = Annotated[Snapshot | DeltaFrame | Recorded | Ask | Controllers | Bye, Field(discriminator="type")]
 

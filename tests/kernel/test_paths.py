@@ -136,6 +136,16 @@ def test_paths_of_agents_behind_nats_are_found_by_way_of_the_controller_and_show
         assert summary["pongs"][0]["endpoint"] == chosen()[0]["endpoint"]
         assert summary["received"] > 0
         assert "right answers directly from" in left.run("ping", address, "-c", "1")
+        (shown_paths,) = shown("paths")["peers"]
+        assert shown_paths["mtu"] == 1420
+
+        def listed() -> list[dict[str, Any]]:
+            paths = json.loads(controller.wardmesh("path", "list", "--node", "left", "--peer", "right", "--json"))
+            return [path for path in paths if path["kind"] == "direct"]
+
+        eventually(listed, 60, interval=0.5, what="the controller to know the path")
+        assert (listed()[0]["endpoint"], listed()[0]["mtu"]) == (chosen()[0]["endpoint"], 1420)
+        assert "direct" in controller.wardmesh("path", "list")
         # It is about the path, not about what policy lets pass on it.
         controller.put_policy("grants: [{from: ['*'], to: ['*'], ip: ['tcp:9']}]")
         assert "answered" in left.run("ping", "right", "-c", "1")
