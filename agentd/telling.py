@@ -137,10 +137,11 @@ class Telling:
         with suppress(ConnectionClosed):  # the receiver reports it
             while True:
                 self._serving_changed.clear()
-                if services := dict(self._serving()):
+                services = dict(self._serving())
+                if services:
                     await send(Serving(services=services))
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(SERVING_INTERVAL):
+                    async with asyncio.timeout(SERVING_INTERVAL if services else None):
                         await self._serving_changed.wait()
 
     async def paths(self, send: Send) -> None:

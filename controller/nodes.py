@@ -20,7 +20,7 @@ from controller.wire.netmap import NodeId
 from controller.wire.rest import Node, NodePatch, NodeState
 from controller.wire.stream import HostReport
 
-__all__ = ["Nodes"]
+__all__ = ["PRESENCE_STEP", "Nodes"]
 
 # What an admin may make of a node's state, and what the audit calls it. Nothing returns to pending.
 _TRANSITIONS: Final[dict[tuple[NodeState, NodeState], Action]] = {
@@ -29,7 +29,7 @@ _TRANSITIONS: Final[dict[tuple[NodeState, NodeState], Action]] = {
     ("active", "disabled"): Action.NODE_DISABLE,
     ("disabled", "active"): Action.NODE_ENABLE,
 }
-_PRESENCE_STEP: Final = timedelta(minutes=5)  # how coarsely the database knows when a node was last seen
+PRESENCE_STEP: Final = timedelta(minutes=15)  # how coarsely the database knows when a node was last seen
 
 
 class Nodes:
@@ -123,14 +123,13 @@ class Nodes:
 
     async def note_presence(self, now: datetime) -> None:
         """Write down when nodes were last seen: now, if connected. Times that have moved by less than a step wait."""
-        async with self._store.read() as tables:
-            known = await tables.nodes.ids("agent")
+        known = [record.id for record in self._hub.records() if record.kind == "agent"]
         seen: list[Seen] = []
         for node_id in known:
             presence = self._hub.presence(node_id)
             last_seen = now if presence.online else presence.last_seen
             noted = self._noted.get(node_id)
-            if last_seen and (noted is None or last_seen - noted >= _PRESENCE_STEP):
+            if last_seen and (noted is None or last_seen - noted >= PRESENCE_STEP):
                 seen.append((node_id, last_seen, presence.agent_version, presence.backend))
         if seen:
             await self._store.note_presence(seen)
@@ -142,6 +141,8 @@ class Nodes:
 
         Absence counts from `since`, the controller's own start, at the earliest: while it was away, so was everybody.
         """
+        if all(self._hub.presence(record.id).online for record in self._hub.records() if record.ephemeral):
+            return []  # mostly, and then without asking the database
         async with self._store.read() as tables:
             candidates = await tables.nodes.ephemeral()
         expired = []

@@ -12,7 +12,6 @@ import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -25,7 +24,7 @@ from controller.asking import Questions
 from controller.bootstrap import Foundation, lay, open_store
 from controller.calls import CallBook
 from controller.certificates import ServiceCertificates
-from controller.clock import Clock, ClockWatch, utc_now
+from controller.clock import Clock, utc_now
 from controller.context import Context, Limits
 from controller.drifts import Drifts
 from controller.enrolment import Enrolment
@@ -43,6 +42,7 @@ from controller.settings import VERSION, Settings, SettingsError
 from controller.state_dir import StateDir
 from controller.store.engine import StoreError
 from controller.stun import StunServer
+from controller.tidying import tidying
 from controller.tls import IssuedCertificate, OwnCertificate, ServerTls, certificate_hosts
 from controller.tokens import Tokens
 from controller.tracing import Tracing
@@ -52,8 +52,6 @@ from controller.wire.netmap import Mesh
 __all__ = ["Running", "running"]
 
 _log = logging.getLogger(__name__)
-_TIDY_EVERY: Final = 60.0  # seconds between notes of who was seen, and looks for ephemeral nodes that stayed away
-_EXPIRE_EVERY: Final = timedelta(hours=1)  # between looks for records of calls that are too old
 _GOODBYE: Final = 3.0  # seconds for the agents' streams to take their Bye
 _FINISH: Final = 5  # seconds for requests to end
 _BACKLOG: Final = 2048  # agents that come back all at once
@@ -106,7 +104,12 @@ async def running(settings: Settings, now: Clock = utc_now) -> AsyncIterator[Run
         stack.push_async_callback(context.hub.close)
         server = _Server(_config(settings, context, tls), context.hub)
         await stack.enter_async_context(_serving(server, listening))
-        work = tls.renew(), _tidy(settings, context), context.services.watch(), context.replicas.run()
+        work = (
+            tls.renew(),
+            context.services.watch(),
+            context.replicas.run(),
+            *tidying(context, settings.ephemeral_after),
+        )
         await stack.enter_async_context(_in_background(*work))
         yield Running(
             url=url.rstrip("/"),
@@ -260,36 +263,6 @@ async def _note_last_presence(context: Context) -> None:
         await context.nodes.note_presence(context.now())
     except StoreError as error:
         _log.error("when nodes were last seen could not be written down: %s", error)
-
-
-async def _tidy(settings: Settings, context: Context) -> None:
-    """Once a minute: write down who was seen, remove ephemeral nodes that stayed away and records that are too old.
-
-    What is to be removed, one controller of the mesh removes. Absence counts from when the clock was set, as it does
-    from the start: a clock that is put forward must not make a day of a minute.
-    """
-    since = looked = context.now()
-    clock = ClockWatch(context.now)
-    while True:
-        await asyncio.sleep(_TIDY_EVERY)
-        if step := clock.step():
-            _log.warning("the clock was put %s by %s", "forward" if step > timedelta() else "back", abs(step))
-            since = looked = context.now()
-            context.hub.clock_was_set()
-        try:
-            context.hub.bring_up()
-            await context.nodes.note_presence(context.now())
-            if not context.replicas.leads:
-                continue
-            await context.replicas.sweep()
-            expired = await context.nodes.expire(now=context.now(), since=since, after=settings.ephemeral_after)
-            if expired:
-                _log.info("removed ephemeral nodes that stayed away: %s", ", ".join(expired))
-            # It takes the writers' turn: seldom, as long as there is nothing to delete.
-            if context.now() - looked >= _EXPIRE_EVERY and not await context.calls.expire():
-                looked = context.now()
-        except StoreError as error:
-            _log.error("tidying failed and is tried again: %s", error)
 
 
 class _Server(uvicorn.Server):

@@ -128,6 +128,10 @@ class Hub:
         """The gateway services that policy lets this node serve, by name."""
         return self._loaded().services(node_id)
 
+    def records(self) -> Iterable[NodeRecord]:
+        """Every node of the mesh."""
+        return self._loaded().records
+
     def find(self, reference: str) -> NodeRecord | None:
         """The node of this name or, when none has it, of this id."""
         return self._loaded().find(reference)

@@ -373,7 +373,7 @@ class TestPresence:
         async with agent(controller, host, tmp_path) as stream:
             await stream.hello()
             first = await noted()
-            clock.advance(minutes=4)
+            clock.advance(minutes=14)
             assert await noted() == first
             clock.advance(minutes=2)
             assert await noted() > first

@@ -5,12 +5,14 @@ Everything runs in the guest whose clock jumps when nothing computes: the contro
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.lab import Host, Lab, eventually
 from tests.lab.mesh import ALLOW_ALL, Agent, Controller
+from tests.lab.processes import Process
 
 DAY = 86400
 Mesh = tuple[Controller, Agent, Agent]
@@ -48,6 +50,27 @@ def moment(status: dict[str, Any], field: str) -> datetime:
 def let_pass(seconds: float) -> None:
     end = datetime.now(UTC) + timedelta(seconds=seconds)
     eventually(lambda: datetime.now(UTC) >= end, timeout=seconds + DAY, interval=seconds / 4)
+
+
+def switches(process: Process) -> int:
+    """How often the kernel has put a thread of the process on the processor."""
+    counts = [
+        int(line.split()[1])
+        for status in Path(f"/proc/{process.pid}/task").glob("*/status")
+        for line in status.read_text().splitlines()
+        if "ctxt_switches" in line
+    ]
+    return sum(counts)
+
+
+def test_a_controller_and_an_agentd_with_nothing_to_do_sleep(pair: tuple[Controller, Agent]) -> None:
+    controller, a = pair
+    hours, before = 12, {process: switches(process) for process in (controller.process, a.process)}
+    let_pass(hours * 3600)
+    woken = {process: (switches(process) - count) / hours for process, count in before.items()}
+    # The stream's pings and the once-a-minute looks are most of it. Something that polls each second is 7,200.
+    assert woken[a.process] < 900
+    assert woken[controller.process] < 1800
 
 
 def test_a_certificate_renews_itself_for_thirty_days(pair: tuple[Controller, Agent]) -> None:
