@@ -110,6 +110,7 @@ class Control:
         self._since = datetime.now(UTC)
         self._connected: datetime | None = None
         self._renewal_not_before = 0.0  # in the event loop's time
+        self._asked_to_wait = 0.0  # seconds, by the controller's last answer
         self._hurry = asyncio.Event()
         self._leaving = False
 
@@ -143,7 +144,10 @@ class Control:
             await self._close()
 
     async def _move(self, event: Event) -> None:
-        before = replace(self._session, choices=len(self._controllers))
+        # Another controller may take us at once.
+        least = self._asked_to_wait if len(self._controllers) == 1 else 0.0
+        before = replace(self._session, choices=len(self._controllers), least=least)
+        self._asked_to_wait = 0.0
         self._session = step(before, event, random.random())  # noqa: S311 (jitter)
         if event in _GO_ON:
             self._controllers.failed()
@@ -316,6 +320,7 @@ class Control:
 
     def _broken(self, error: Exception) -> Event:
         found = broken(self._controllers.current, error)
+        self._asked_to_wait = found.wait
         self._fail(found.reason)
         return Event.CERTIFICATE_REFUSED if found.refused else Event.LOST
 

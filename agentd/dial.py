@@ -36,10 +36,14 @@ FAILURES: Final = (OSError, InvalidHandshake, ConnectionClosed, AgentError)
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Why there is no stream. `refused`: the controller may have refused the node's certificate."""
+    """Why there is no stream. `refused`: the controller may have refused the node's certificate.
+
+    `wait`: seconds that it asked to wait before the next attempt, 0 when it did not.
+    """
 
     reason: str
     refused: bool = False
+    wait: float = 0.0
 
 
 async def dial(url: str, state: StateDir, node: NodeFile) -> ClientConnection:
@@ -61,7 +65,7 @@ def broken(url: str, error: Exception) -> Broken:
     if isinstance(error, InvalidStatus):
         problem = _problem(error)
         refused = problem.type == _CERTIFICATE_REQUIRED
-        return Broken(f"the controller at {url} refused the stream: {problem.detail}", refused)
+        return Broken(f"the controller at {url} refused the stream: {problem.detail}", refused, _retry_after(error))
     if isinstance(error, InvalidMessage):
         # In TLS 1.3 our handshake is over before the server looks at our certificate (RFC 8446 section 2), and
         # asyncio's TLS drops the alert that would tell: a refused certificate looks like a connection that ends.
@@ -88,6 +92,12 @@ def _tls(state: StateDir, node: NodeFile) -> ssl.SSLContext:
             f"{state.path / CERTIFICATE} or {IDENTITY_KEY} beside it is damaged ({error.reason or error}): "
             "restore both from a backup, or run `agentd leave --force` and join again"
         ) from error
+
+
+def _retry_after(error: InvalidStatus) -> float:
+    """Seconds, by RFC 9110 section 10.2.3; 0 without, and for a date, which no controller sends."""
+    text = error.response.headers.get("Retry-After", "")
+    return float(text) if text.isascii() and text.isdigit() else 0.0
 
 
 def _problem(error: InvalidStatus) -> Problem:

@@ -81,7 +81,7 @@ class Session:
 
     `resume`: the next Hello may name the revision that this host holds. `pause`: seconds that WAITING lasts.
     `renew`: a renewal is due, whatever this host's clock says about the certificate. `choices`: how many controllers
-    there are to go on to; pauses grow only when all were tried.
+    there are to go on to; pauses grow only when all were tried. `least`: seconds that the controller asked to wait.
     """
 
     phase: Phase = Phase.WAITING
@@ -90,6 +90,7 @@ class Session:
     resume: bool = True
     renew: bool = False
     choices: int = 1
+    least: float = 0.0
 
 
 def step(session: Session, event: Event, chance: float) -> Session:
@@ -101,7 +102,9 @@ def step(session: Session, event: Event, chance: float) -> Session:
     return Session(
         phase=phase,
         failures=failures,
-        pause=_pause(event, (failures - 1) // session.choices, chance) if phase is Phase.WAITING else 0.0,
+        pause=_pause(event, (failures - 1) // session.choices, session.least, chance)
+        if phase is Phase.WAITING
+        else 0.0,
         resume=_resume(session, event),
         renew=event is Event.CERTIFICATE_REFUSED,
         choices=session.choices,
@@ -122,10 +125,11 @@ def _resume(session: Session, event: Event) -> bool:
     return session.resume and event not in {Event.GAP, Event.DISABLED, Event.REMOVED}
 
 
-def _pause(event: Event, rounds: int, chance: float) -> float:
+def _pause(event: Event, rounds: int, least: float, chance: float) -> float:
     if event is Event.REPLACED:
         # Two hosts with one node would take the stream from each other for ever; a person has to end it.
         longest = _LONGEST_PAUSE
     else:
         longest = min(_FIRST_PAUSE * 2 ** min(max(rounds, 0), 16), _LONGEST_PAUSE)
-    return longest * (0.5 + chance / 2)
+    # A controller that names a time gives each of its hosts another one: up to a second more keeps them in that order.
+    return min(least, _LONGEST_PAUSE) + chance if least else longest * (0.5 + chance / 2)

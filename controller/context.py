@@ -3,6 +3,7 @@
 Apart from `app` so that routers need not import it.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,6 +34,7 @@ from controller.store.store import Store
 from controller.tls import Trust
 from controller.tokens import Tokens
 from controller.tracing import Tracing
+from controller.turnstile import Turnstile
 from controller.wire.netmap import Mesh
 
 __all__ = ["Context", "Limits", "context"]
@@ -44,12 +46,16 @@ _FAILURES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often what may happen: requests and failed logins by client, joins by enrolment key, streams by node."""
+    """How often what may happen: requests and failed logins by client, joins by enrolment key, streams by node.
+
+    `opening`: how many streams of all nodes are opened at the same time.
+    """
 
     requests: Rate
     joins: Rate
     streams: Rate
     failures: Rate = field(default_factory=lambda: Rate(1 / 60, _FAILURES))
+    opening: Turnstile = field(default_factory=lambda: Turnstile(time.monotonic))
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":

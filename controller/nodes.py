@@ -4,7 +4,7 @@ Who hears of a change is not known here: the store announces every commit.
 """
 
 import ipaddress
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,6 +15,7 @@ from controller.mesh.hub import Hub, Presence
 from controller.problems import Kind, Refused
 from controller.store.store import Mutation, Seen, Store
 from controller.store.values import NodeFilter, StoredNode
+from controller.together import Together
 from controller.wire.base import Address, Endpoint, NodeName, Tag, format_endpoint, split_endpoint
 from controller.wire.netmap import NodeId
 from controller.wire.rest import Node, NodePatch, NodeState
@@ -39,6 +40,7 @@ class Nodes:
         self._store = store
         self._hub = hub
         self._noted: dict[NodeId, datetime] = {}
+        self._together = Together(self._with_ids)
 
     async def get(self, node_id: NodeId) -> Node:
         """One node. Raises Refused (NOT_FOUND)."""
@@ -101,8 +103,7 @@ class Nodes:
 
         Raises Refused (NODE_REMOVED, PUBLIC_KEY_IN_USE).
         """
-        async with self._store.read() as tables:
-            node = await tables.nodes.get(node_id)
+        node = await self._together.get(node_id)
         if node is None:
             raise _removed(node_id)
         if self._reported(node, report, observed_address) == node:
@@ -218,6 +219,10 @@ class Nodes:
                 f"the node {node.name!r} is at revision {node.revision} by now: get it again and repeat the change",
             )
         return node
+
+    async def _with_ids(self, ids: Sequence[NodeId]) -> Mapping[NodeId, StoredNode]:
+        async with self._store.read() as tables:
+            return {node.id: node for node in await tables.nodes.with_ids(ids)}
 
     def _reported(self, node: StoredNode, report: HostReport, observed_address: str) -> StoredNode:
         observed = _observed(observed_address, report, self._store.plan.contains)

@@ -18,6 +18,7 @@ from typing import Final
 import uvicorn
 
 from controller import stun
+from controller.accepting import Acceptor
 from controller.admission import Admission
 from controller.app import build
 from controller.asking import Questions
@@ -273,6 +274,7 @@ class _Server(uvicorn.Server):
         self.ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._hub = hub
+        self._accepting: list[asyncio.Task[None]] = []
 
     async def main_loop(self) -> None:
         """Sleep until `stop`. uvicorn's own loop wakes ten times a second, for a flag and for the Date header."""
@@ -289,12 +291,24 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to accept connections."""
-        await super().startup(sockets)
+        """Begin to accept connections, by an acceptor of our own."""
+        await super().startup([])
+        if self.config.ssl is None:
+            raise RuntimeError("the server was configured without TLS")
+        acceptor = Acceptor(self._protocol, self.config.ssl)
+        self._accepting = [asyncio.create_task(acceptor.run(listening)) for listening in sockets or []]
+        for task in self._accepting:
+            task.add_done_callback(_report_failure)
         self.ready.set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return HttpProtocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell the agents why, then close."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         try:
             async with asyncio.timeout(_GOODBYE):
                 await self._hub.close()

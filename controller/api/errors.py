@@ -19,6 +19,7 @@ __all__ = ["install", "problem_response", "problems"]
 
 _log = logging.getLogger(__name__)
 MEDIA_TYPE: Final = "application/problem+json"
+_AGAIN: Final = 2  # seconds until a database that was away is worth another request
 _OF_STATUS: Final = {
     400: Kind.BAD_REQUEST,
     404: Kind.NOT_FOUND,
@@ -108,10 +109,10 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _unavailable(_request: Request, error: Exception) -> Response:
     _log.error("the store failed: %s", error)
+    detail = "the controller's database does not answer: try again, its log says why"
     if isinstance(error, FullDiskError):
         detail = "nothing can be written now, because the disk is full: free some space on the database's machine"
-        return problem_response(Kind.UNAVAILABLE, detail)
-    return problem_response(Kind.UNAVAILABLE, "the controller's database does not answer: try again, its log says why")
+    return problem_response(Kind.UNAVAILABLE, detail, headers={"retry-after": str(_AGAIN)})
 
 
 async def _failed(_request: Request, _error: Exception) -> Response:

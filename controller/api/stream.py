@@ -1,7 +1,8 @@
 """The agents' WebSocket: who may open it, frames in, frames out. What they mean is the hub's business.
 
-    connect -> (no certificate, TLS below 1.3, other subprotocol: an HTTP error)
-            -> Hello within HELLO_WITHIN -> Report is recorded -> map, then deltas; Report and Applied in any order
+    connect -> (no certificate, TLS below 1.3, other subprotocol, too many at once: an HTTP error)
+            -> Hello within HELLO_WITHIN -> its turn among those that come with it -> Report is recorded
+            -> map, then deltas; Report and Applied in any order
             -> Bye and close, by whoever ends it: the hub, or a frame that cannot be read
 
 Liveness is the server's WebSocket ping; a stream that does not answer is closed by it.
@@ -25,6 +26,7 @@ from controller.mesh import RefusedError
 from controller.mesh.connection import Connection
 from controller.problems import Kind, Refused
 from controller.store.engine import StoreError
+from controller.turnstile import Place
 from controller.wire.netmap import NodeId
 from controller.wire.stream import (
     PROTOCOL,
@@ -85,15 +87,26 @@ async def _stream(websocket: WebSocket) -> None:
     """One agent, from its handshake to its Bye."""
     node_id = peer_certificate.node_id(websocket.scope)
     refusal = _refusal(websocket, node_id)
+    ctx = context(websocket)
     if refusal is None and node_id is not None:
-        refusal = _too_many(node_id, context(websocket))
-    if refusal is not None or node_id is None:
+        refusal = _too_many(node_id, ctx)
+    place = ctx.limits.opening.enter() if refusal is None else None
+    if refusal is None and place is None:
+        refusal = _come_back(ctx)
+    if refusal is not None or node_id is None or place is None:
         await websocket.send_denial_response(refusal or Response(status_code=401))
         return
+    try:
+        await _serve(websocket, ctx, node_id, place)
+    finally:
+        place.leave()
+
+
+async def _serve(websocket: WebSocket, ctx: Context, node_id: NodeId, place: Place) -> None:
     await websocket.accept(subprotocol=PROTOCOL)
     peer_certificate.forget(websocket.scope)
     websocket.scope["headers"] = []
-    session = _Session(websocket, context(websocket), node_id)
+    session = _Session(websocket, ctx, node_id, place)
     try:
         await session.run()
     except WebSocketDisconnect as error:
@@ -122,11 +135,18 @@ def _too_many(node_id: NodeId, ctx: Context) -> Response | None:
     return problem_response(Kind.TOO_MANY_REQUESTS, detail, headers={"retry-after": str(wait)})
 
 
-class _Session:
-    """One accepted stream."""
+def _come_back(ctx: Context) -> Response:
+    wait = ctx.limits.opening.come_back()
+    detail = f"more hosts than can be greeted at once have come: try again in {wait} s"
+    return problem_response(Kind.UNAVAILABLE, detail, headers={"retry-after": str(wait)})
 
-    def __init__(self, websocket: WebSocket, ctx: Context, node_id: NodeId) -> None:
+
+class _Session:
+    """One accepted stream. It leaves its `place` when the host has its first frame."""
+
+    def __init__(self, websocket: WebSocket, ctx: Context, node_id: NodeId, place: Place) -> None:
         self._websocket = websocket
+        self._place = place
         self._context = ctx
         self._hub = ctx.hub
         self._node_id = node_id
@@ -136,6 +156,7 @@ class _Session:
         """Greet, talk until either side ends it, close. Raises WebSocketDisconnect when the agent leaves early."""
         try:
             hello = await self._hello()
+            await self._place.turn()
             if self._hub.is_behind(self._node_id, hello):
                 await self._context.store.catch_up()
             self._hub.admit(self._node_id)
@@ -144,6 +165,8 @@ class _Session:
                 with self._hub.connected(self._node_id, hello) as connection:
                     _log.info("node %s connected, agentd %s", self._node_id, hello.report.agent_version)
                     del hello  # not for as long as the stream lives: there are thousands
+                    await connection.begin(self._send)
+                    self._place.leave()
                     bye = await self._talk(connection)
                 _log.info("node %s disconnected%s", self._node_id, f": {bye.reason}" if bye is not None else "")
                 if bye is not None:

@@ -109,6 +109,19 @@ class Connection:
         self.in_force = revision
         return True
 
+    async def begin(self, send: Callable[[ControllerFrame], Awaitable[None]]) -> None:
+        """Send the first frame; `run` sends the others. What `send` raises ends the stream."""
+        frame = self._take()
+        if isinstance(frame, Bye):
+            self.dismiss(frame)
+        elif frame is not None:
+            try:
+                await send(frame)
+            except BaseException:
+                self._finish()
+                raise
+            self._sent(frame)
+
     async def run(self, send: Callable[[ControllerFrame], Awaitable[None]]) -> Bye:
         """Send what is pending, again and again, until dismissed; answers with the Bye that was sent last.
 
@@ -124,15 +137,18 @@ class Connection:
                         return frame
                     self._sent(frame)
         finally:
-            self.is_finished = True
-            if self._end is not None:
-                self._end.set()
+            self._finish()
 
     async def finished(self) -> None:
         """Wait until the stream has ended."""
         if not self.is_finished:
             self._end = self._end or asyncio.Event()
             await self._end.wait()
+
+    def _finish(self) -> None:
+        self.is_finished = True
+        if self._end is not None:
+            self._end.set()
 
     def _sent(self, frame: Snapshot | DeltaFrame | Recorded | Ask | Controllers) -> None:
         if isinstance(frame, Snapshot | DeltaFrame):

@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table, event, func, make_url, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -66,6 +67,8 @@ def translated(url: URL) -> Iterator[None]:
         if _is_full(error):
             raise FullDiskError(f"the database {url.render_as_string()} cannot be written: {FULL}") from error
         raise StoreError(f"the database {url.render_as_string()} refused: {error.orig}") from error
+    except PoolTimeoutError as error:
+        raise StoreError(f"the database {url.render_as_string()} is busy: no connection became free in time") from error
     except (OSError, TimeoutError) as error:
         reason = str(error) or f"it did not answer within {_ANSWER_WITHIN:g} s"
         raise StoreError(f"the database {url.render_as_string()} cannot be reached: {reason}") from error

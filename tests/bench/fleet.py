@@ -110,9 +110,13 @@ def fleet(bench: Bench, options: argparse.Namespace, database: str, url: str | N
             snapshots(bench, served, groups, name)
             churn(bench, api, served, groups, name, options.churn)
             everybody(groups, "expect_return")
-        with serving(state, url, port):
+        with serving(state, url, port) as served:
             restarted = time.monotonic()
-            back = [arrival for part in everybody(groups, "returned") for arrival in part]
+            for group in groups:
+                group.send("returned")
+            requests(bench, served, state, token, groups, name)
+            back = [arrival for group in groups for arrival in group.receive()]
+            bench.figure(f"{name}return_cpu_ms_per_agent", served.cpu / options.agents * 1000)
         bench.bar(f"{name}return_after_restart_s", max(at for at, _ in back) - restarted, "<=", 60)
         bench.bar(f"{name}snapshots_after_restart", sum(first == "snapshot" for _, first in back), "<=", 0)
 
@@ -237,6 +241,27 @@ def churn(bench: Bench, api: httpx.Client, served: Served, groups: list[Streams]
     until(time.monotonic() + seconds)
     bench.figure(f"{name}churn_changes", number - began)
     bench.figure(f"{name}churn_growth_kb", (served.memory - before) / 1024)
+
+
+def requests(bench: Bench, served: Served, state: Path, token: str, groups: list[Streams], name: str) -> None:
+    """What a person waits for an answer while all agents come back, on a connection that stands and on a new one."""
+    kept: list[float] = []
+    new: list[float] = []
+    with client(served, state, token) as api:
+        while not all(group.has_answered for group in groups):
+            kept.append(asked(api))
+            with client(served, state, token) as another:
+                new.append(asked(another))
+            time.sleep(0.2)
+    bench.bar(f"{name}request_during_return_p99_ms", percentile(kept[1:], 99) * 1000, "<=", 1000)
+    bench.figure(f"{name}new_connection_during_return_p99_ms", percentile(new, 99) * 1000)
+
+
+def asked(api: httpx.Client) -> float:
+    """Seconds until a request that reads the database is answered."""
+    began = time.monotonic()
+    api.get("/nodes/id-watcher").raise_for_status()
+    return time.monotonic() - began
 
 
 def percentile(values: list[float], percent: int) -> float:

@@ -1,5 +1,7 @@
 """The life of the connection: which event may follow which phase, and how long a host stays away."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,3 +127,17 @@ def test_no_history_leads_to_a_pause_outside_the_bounds(history: list[tuple[Even
             continue
         assert 0 <= session.pause <= 60
         assert session.pause == 0 or session.phase is Phase.WAITING
+
+
+@pytest.mark.parametrize(("asked", "earliest", "latest"), [(7.0, 7, 8), (1.0, 1, 2), (86_400.0, 60, 61)])
+def test_a_host_comes_back_at_the_time_that_the_controller_named_or_a_little_later(
+    asked: float, earliest: float, latest: float
+) -> None:
+    refused = replace(after(Event.LOST, Event.PAUSE_OVER, start=STREAMING), least=asked)
+    assert after(Event.LOST, start=refused, chance=0).pause == earliest
+    assert earliest < after(Event.LOST, start=refused).pause < latest
+
+
+def test_what_the_controller_named_once_does_not_hold_for_later() -> None:
+    refused = replace(after(Event.LOST, Event.PAUSE_OVER, start=STREAMING), least=40.0)
+    assert after(Event.LOST, Event.PAUSE_OVER, Event.LOST, start=refused).pause < 10

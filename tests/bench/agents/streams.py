@@ -17,7 +17,8 @@ from typing import Any, Final, Self
 
 import uvloop
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.typing import Subprotocol
 
 from controller.wire.stream import PROTOCOL, STREAM_PATH, Hello, HostReport
 
@@ -62,6 +63,11 @@ class Streams:
 
     def receive(self) -> Any:
         return self._pipe.recv()
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether `receive` would return at once."""
+        return self._pipe.poll()
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +156,7 @@ class _Fleet:
                     websocket = await connect(
                         f"wss://127.0.0.1:{self._port}{STREAM_PATH}",
                         ssl=tls,
-                        subprotocols=[PROTOCOL],  # type: ignore[list-item]
+                        subprotocols=[Subprotocol(PROTOCOL)],
                         compression=None,
                         max_size=_LARGEST,
                         ping_interval=None,
@@ -159,9 +165,12 @@ class _Fleet:
                     await self._greet(agent, websocket)
                 async for message in websocket:
                     await self._take(agent, websocket, str(message))
+                pause = 0.0
+            except InvalidStatus as error:
+                pause = float(error.response.headers.get("Retry-After", "0"))
             except (OSError, WebSocketException, TimeoutError):
-                pass
-            await asyncio.sleep(random.uniform(*_RETRY))
+                pause = 0.0
+            await asyncio.sleep(pause + random.uniform(*_RETRY))
 
     async def _greet(self, agent: _Agent, websocket: ClientConnection) -> None:
         report = HostReport(agent_version="bench", public_key=agent.identity.public_key, endpoints=("127.0.0.1:51820",))
