@@ -110,10 +110,16 @@ class Finder(OnHost):
         await self.reconciler.start()
         self.wake = asyncio.Event()
         self.prober.connect(private_key=lambda: self.member.private_key, changed=self.wake.set, seen=lambda: None)
-        self.tasks = [asyncio.create_task(self._apply_on()), asyncio.create_task(self.prober.run())]
+        parts = (self._apply_on(), self._follow_addresses(), self.prober.run())
+        self.tasks = [asyncio.create_task(part) for part in parts]
 
     def _candidates(self) -> tuple[str, ...]:
         return candidates(self.own.now, listen_port=PORT, mesh=(MESH.prefix4, MESH.prefix6))
+
+    async def _follow_addresses(self) -> None:
+        async for _ in self.own.changes():
+            self.prober.moved()
+            self.wake.set()
 
     async def _apply_on(self) -> None:
         while True:
@@ -156,6 +162,14 @@ class Finder(OnHost):
     def endpoint(self, other: "Finder") -> str:
         """The path that was chosen."""
         return next(view.endpoint for view in self.prober.paths(other.member.name) if view.chosen)
+
+    def has_address(self, address: str) -> bool:
+        return any(own.address == address for own in self.own.now)
+
+    def heard_from(self, other: "Finder") -> str:
+        """Where this host's kernel sends to for the other."""
+        observed = self.call(self.reconciler.observe)
+        return str(observed.peers[other.member.public_key].endpoint)
 
     def end(self) -> None:
         async def close() -> None:

@@ -175,14 +175,25 @@ class Host:
         self.run("nft", "-f", "-", stdin=ruleset)
 
     def impair(
-        self, switch: Switch | None = None, *, delay_ms: float = 0, loss_percent: float = 0, rate_mbit: float = 0
+        self,
+        switch: Switch | None = None,
+        *,
+        delay_ms: float = 0,
+        jitter_ms: float = 0,
+        loss_percent: float = 0,
+        duplicate_percent: float = 0,
+        rate_mbit: float = 0,
     ) -> None:
-        """Make the cable to `switch` slow or lossy, in both directions; with no values, good again."""
+        """Make the cable to `switch` slow or lossy, in both directions; with no values, good again.
+
+        Packets whose delay differs by `jitter_ms` overtake each other.
+        """
         port = self.port(switch)
         for namespace, link in ((self.machine, port.link), (port.switch.namespace, port.switch_link)):
             words = ["tc", "-n", namespace.name, "qdisc", "replace", "dev", link, "root", "netem"]
-            words += ["delay", f"{delay_ms}ms"] if delay_ms else []
+            words += ["delay", f"{delay_ms}ms", *([f"{jitter_ms}ms"] if jitter_ms else [])] if delay_ms else []
             words += ["loss", f"{loss_percent}%"] if loss_percent else []
+            words += ["duplicate", f"{duplicate_percent}%"] if duplicate_percent else []
             words += ["rate", f"{rate_mbit}mbit"] if rate_mbit else []
             subprocess.run(words, check=True)
 
