@@ -72,7 +72,7 @@ from .state import NodeFile, StateDir
 from .telling import Telling
 from .tunnel_key import TunnelKey
 
-__all__ = ["Parts", "answer", "tell"]
+__all__ = ["Parts", "answer", "peers_now", "tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +165,11 @@ async def tell(parts: Parts, question: Ask) -> Told:
         accepted={grant: packets for grant, packets in most if packets},
         denied={where: packets for where, packets in counted.denied.items() if packets},
     )
+
+
+async def peers_now(parts: Parts) -> tuple[PeerStatus, ...]:
+    """The peers that policy allows, as the kernel has them. Raises KernelError."""
+    return _peers(_map(parts), await parts.kernel.observe())
 
 
 async def _about_peers(parts: Parts, request: PeersRequest | PathsRequest | PingRequest) -> Answer:

@@ -62,6 +62,7 @@ class Applier:
         self.outcome: Outcome | None = None
         self.save_error: str | None = None
         self.drifts = 0
+        self.done, self.refused = 0, 0  # attempts
         self._kernel = kernel
         self._state = state
         self._on_outcome = on_outcome
@@ -148,9 +149,11 @@ class Applier:
             applied = await self._kernel.apply(wanted.netmap)
         except KernelError as error:
             self._failures += 1
+            self.refused += 1
             self._settle(Outcome(revision, str(error)))
             return
         self._failures = 0
+        self.done += 1
         self.in_force = wanted.netmap
         if wanted is not self._saved:
             await self._save(wanted)

@@ -67,7 +67,8 @@ class Config(Message):
 
     `hosts_file`: where the mesh's names are kept, False: nowhere. `gateway`: agentd starts the MCP gateway, as
     GATEWAY_USER or as the user that is named; False: somebody else does. `stun_port`: the first of the controller's two
-    UDP ports that tell this host from where it is seen; False: it is not asked.
+    UDP ports that tell this host from where it is seen; False: it is not asked. `metrics`: where Prometheus may ask,
+    whoever reaches that address; False: nowhere.
     """
 
     name: NodeName | None = None
@@ -85,6 +86,7 @@ class Config(Message):
     socket_group: str | None = None
     hosts_file: Annotated[Path | Literal[False], AfterValidator(_check_hosts_file)] = Path("/etc/hosts")
     gateway: bool | Annotated[str, AfterValidator(_check_user)] = False
+    metrics: Endpoint | Literal[False] = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["plain", "json"] = "plain"
 

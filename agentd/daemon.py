@@ -4,6 +4,7 @@ A stopped daemon leaves the tunnel as it is: only `leave` removes it. Knows of t
 """
 
 import asyncio
+import importlib
 import logging
 import signal
 import time
@@ -34,6 +35,7 @@ from .keys import WireguardKey
 from .leave import leave
 from .local_api import Answer, Left, Request
 from .local_server import Handed, Subscription, listening, serve
+from .measured import measure
 from .model import KernelError, LinkSettings
 from .naming import Naming, remove_names
 from .netmap import load
@@ -138,6 +140,15 @@ async def _run(config: Config) -> int:
         return await _Daemon(config, state, member, kernel, own, prober=prober, user=user).run(server)
 
 
+async def _metrics(where: str, parts: Parts) -> None:
+    """Answer Prometheus: its library is loaded where it is wanted, and nowhere else. Raises AgentError."""
+    try:
+        metrics = importlib.import_module(f"{__package__}.metrics")
+    except ModuleNotFoundError as error:
+        raise AgentError(f"metrics = {where!r}: {error.name} is not installed: install wardmesh[agentd]") from error
+    await metrics.serve(where, partial(measure, parts))
+
+
 def _group(user: User | None) -> int | None:
     """Whose members may ask, where nothing is configured: the gateway that we start must."""
     return user.gid if user is not None else None
@@ -225,6 +236,7 @@ class _Daemon:
             self._prober.run(),
             serve(server, self._answer, self._answered, gateway_user=gateway_uid(self._config)),
             *([self._gateway.run()] if self._gateway is not None else []),
+            *([_metrics(self._config.metrics, self._parts)] if self._config.metrics else []),
         )
         return self._ended.result()
 

@@ -27,7 +27,8 @@ __all__ = [
 
 
 class RecordsRequest(Message):
-    """Tell the controller what a gateway recorded; `first` is the number of the first record in its spool.
+    """Tell the controller what a gateway recorded; `first` is the number of the first record in its spool, `behind` how
+    many more there are after these.
 
     The answer comes when the controller has them, or Failure when it is away: then they are sent again, later.
     """
@@ -36,6 +37,7 @@ class RecordsRequest(Message):
     spool: SpoolId
     first: Sequence
     records: Records
+    behind: Annotated[int, Field(ge=0)] = 0
 
 
 class GatewayRequest(Message):

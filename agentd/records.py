@@ -4,6 +4,7 @@ Keeps nothing: what the controller has not acknowledged is still in the gateway'
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -19,6 +20,7 @@ from .gateway_messages import RecordsKept, RecordsRequest
 __all__ = ["RecordsPost"]
 
 _PATIENCE: Final = 30.0  # seconds that the controller has for an answer
+_SPOOLS: Final = 64  # one a worker of a gateway; what more there may be is not worth memory
 _AWAY: Final = "the controller is away: the records stay in the gateway's spool until it is back"
 
 
@@ -30,6 +32,18 @@ class RecordsPost:
         self._send: Callable[[Message], Awaitable[None]] | None = None
         self._turn = asyncio.Lock()
         self._waiting: tuple[Calls, asyncio.Future[int | None]] | None = None
+        self._behind: OrderedDict[str, int] = OrderedDict()  # by spool; heard of longest ago first
+
+    @property
+    def unshipped(self) -> int:
+        """How many records the spools hold that the controller has not acknowledged, as they said last."""
+        return sum(self._behind.values())
+
+    def _note(self, spool: str, behind: int) -> None:
+        self._behind[spool] = behind
+        self._behind.move_to_end(spool)
+        if len(self._behind) > _SPOOLS:
+            self._behind.popitem(last=False)
 
     @contextmanager
     def connected(self, send: Callable[[Message], Awaitable[None]]) -> Iterator[None]:
@@ -44,6 +58,7 @@ class RecordsPost:
 
     async def ship(self, request: RecordsRequest) -> RecordsKept:
         """Send, and return when the controller has acknowledged. Raises AgentError when it is away or silent."""
+        self._note(request.spool, len(request.records) + request.behind)
         async with self._turn:
             if self._send is None:
                 raise AgentError(_AWAY)
@@ -65,6 +80,7 @@ class RecordsPost:
                 self._waiting = None
         if through is None:
             raise AgentError(_AWAY)
+        self._note(request.spool, request.behind)
         return RecordsKept(through=through)
 
     def recorded(self, frame: Recorded) -> None:

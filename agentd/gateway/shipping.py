@@ -58,7 +58,7 @@ class Shipper:
     def __init__(self, directory: Path, writer: SpoolWriter, agent_socket: Path) -> None:
         """Raises SpoolError when the spool cannot be read."""
         self._writer = writer
-        self._road = _Road(SpoolReader(directory), AgentLine(agent_socket), lambda: writer.id)
+        self._road = _Road(SpoolReader(directory), AgentLine(agent_socket), lambda: writer.id, lambda: writer.seq)
         self._more = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._done = asyncio.Event()  # nothing is left to ship, or it cannot be shipped now
@@ -159,8 +159,11 @@ class _AwayError(Exception):
 class _Road:
     """One spool's reader and its connection to agentd. Says once that nobody is there, and once that somebody is."""
 
-    def __init__(self, reader: SpoolReader, line: AgentLine, identifier: Callable[[], str]) -> None:
-        self._reader, self.line, self._identifier = reader, line, identifier
+    def __init__(
+        self, reader: SpoolReader, line: AgentLine, identifier: Callable[[], str], newest: Callable[[], int] = int
+    ) -> None:
+        """`newest`: the number of the last record of a spool that is still written."""
+        self._reader, self.line, self._identifier, self._newest = reader, line, identifier, newest
         self._entries: list[Entry] = []  # read, not yet acknowledged
         self._away = False
 
@@ -172,7 +175,8 @@ class _Road:
 
     async def ship(self, batch: _Batch) -> int:
         """Returns the number up to which the controller keeps the spool's records. Raises _AwayError."""
-        request = RecordsRequest(spool=self._identifier(), first=batch.first, records=batch.records)
+        behind = max(self._newest() - batch.last, 0)
+        request = RecordsRequest(spool=self._identifier(), first=batch.first, records=batch.records, behind=behind)
         try:
             async with asyncio.timeout(_PATIENCE):
                 answer = await self.line.ask(request)

@@ -110,6 +110,7 @@ async def test_records_are_shipped_in_order_and_forgotten(spool: Path, agentd: A
         await until(lambda: SpoolReader(spool).acknowledged == 600)
     assert agentd.ids() == [f"r{number}" for number in range(600)]
     assert [request.first for request in agentd.requests] == [1, 251, 501]
+    assert [request.behind for request in agentd.requests] == [350, 100, 0]
     assert {request.spool for request in agentd.requests} == {(spool / "id").read_text()}
 
 

@@ -3,6 +3,7 @@
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.kernel.daemons import Mesh, command, footprint, status
@@ -133,3 +134,29 @@ def test_systemd_is_told_when_the_tunnel_is_ready(mesh: Mesh, guest: Host) -> No
         while told[-1] != b"STOPPING=1":
             told.append(systemd.recv(4096))
     assert any(b"STATUS=in force revision=" in line for line in told)
+
+
+def test_metrics_are_told_where_the_configuration_says_and_cost_little(mesh: Mesh) -> None:
+    config = mesh.left.config.read_text()
+    mesh.left.process.stop()
+    mesh.left.config.write_text('metrics = "127.0.0.1:9586"\n' + config)
+    mesh.left.restart()
+    mesh.left.wait_in_force()
+    eventually(mesh.is_whole, 60, what="two hosts that see each other")
+    assert mesh.reaches(5)
+    with mesh.left.host.enter():
+        answer = httpx.get("http://127.0.0.1:9586/metrics").raise_for_status()
+    told = status(mesh.left)
+    found = dict(line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
+    assert float(found["wardmesh_agentd_revision_in_force"]) == told["in_force"]
+    assert float(found["wardmesh_agentd_connected"]) == 1
+    assert float(found['wardmesh_agentd_peers{handshake="3m"}']) == 1
+    assert float(found["wardmesh_agentd_accepted_packets_total"]) > 0
+    assert float(found['wardmesh_agentd_applies_total{outcome="done"}']) >= 1
+    assert not [secret for secret in ("right", told["public_key"], told["peers"][0]["id"]) if secret in answer.text]
+    resident = Path(f"/proc/{mesh.left.process.pid}/status").read_text().partition("VmRSS:")[2].split()[0]
+    assert int(resident) <= 80 * 1024  # KiB
+    mesh.left.process.stop()
+    mesh.left.config.write_text(config)
+    mesh.left.restart()
+    mesh.left.wait_in_force()

@@ -49,6 +49,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         hosts_file = "/etc/netns/mesh/hosts"
         log_level = "debug"
         log_format = "json"
+        metrics = "[::1]:9586"
         """,
     )
     config = load(file)
@@ -63,6 +64,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         ("[table]\nx = 1", "table: "),
         ('hosts_file = "hosts"', "give one from /, or false"),
         ('gateway = "no body"', "give true, false or a user's name"),
+        ('metrics = "9586"', "metrics"),
         ("zzz = 1", "unknown key 'zzz': known keys are name, addresses"),
         ("listen_port = 0", "listen_port: must be greater than or equal to 1 (found 0)"),
         ('listen_port = "51820"', "listen_port: must be a valid integer (found '51820')"),
