@@ -1,21 +1,22 @@
 """A query parameter that a route does not know is refused: a misspelt filter must not list everything."""
 
+from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any
 
 from fastapi import Request
+from fastapi.dependencies.models import Dependant
 
 from controller.problems import Kind, Refused
 
-__all__ = ["only_known_parameters"]
+__all__ = ["known_parameters", "only_known_parameters"]
 
 
 async def only_known_parameters(request: Request) -> None:
-    """A dependency of every route. What a route knows is what the OpenAPI document says of it."""
+    """A dependency of every route."""
     sent = request.query_params.keys()
     if not sent:
         return
-    known = _known(request.app.openapi(), request.scope["route"].name)
+    known = list(known_parameters(request.scope["route"].dependant))
     for name in sent:
         if name not in known:
             near = get_close_matches(name, known, n=1)
@@ -23,12 +24,9 @@ async def only_known_parameters(request: Request) -> None:
             raise Refused(Kind.INVALID, f"query.{name[:64]}: there is no such parameter here; {remedy}")
 
 
-def _known(document: dict[str, Any], operation_id: str) -> list[str]:
-    return [
-        parameter["name"]
-        for operations in document["paths"].values()
-        for operation in operations.values()
-        if operation["operationId"] == operation_id
-        for parameter in operation.get("parameters", ())
-        if parameter["in"] == "query"
-    ]
+def known_parameters(dependant: Dependant) -> Iterator[str]:
+    """The query parameters that a route takes. The OpenAPI document has them, too, but holds everybody up when made."""
+    for parameter in dependant.query_params:
+        yield parameter.alias
+    for inner in dependant.dependencies:
+        yield from known_parameters(inner)

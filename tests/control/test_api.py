@@ -57,6 +57,17 @@ class TestProblems:
         assert problem["detail"]
         assert problem["instance"].endswith(response.headers["x-request-id"])
 
+    async def test_an_unknown_parameter_is_answered_with_those_that_the_description_has(self, admin: Client) -> None:
+        paths = (await admin.get("/openapi.json")).json()["paths"]
+        lists = {
+            path: operations["get"] for path, operations in paths.items() if "get" in operations and "{" not in path
+        }
+        assert len(lists) > 10
+        for path, operation in lists.items():
+            described = [found["name"] for found in operation.get("parameters", ()) if found["in"] == "query"]
+            problem = (await admin.get(f"https://127.0.0.1:{admin.base_url.port}{path}?zzzzzz=1")).json()
+            assert problem["detail"].endswith(f"there is {', '.join(described) or 'none'}"), path
+
     async def test_method_not_allowed_names_the_allowed(self, admin: Client) -> None:
         assert "GET" in (await admin.put("/nodes")).headers["allow"]
 

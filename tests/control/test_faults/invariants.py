@@ -29,6 +29,11 @@ async def check(controller: Controller, promises: Promises, agents: Sequence[Age
         nodes, services = await every(admin, "/nodes"), await every(admin, "/services")
         keys, grants = await every(admin, "/enrolment-keys"), await every(admin, "/grants")
         policy = (await admin.get("/policy")).json()["text"]
+        moves = [
+            entry
+            for action in ("admin:service:move", "system:service:move")
+            for entry in await every(admin, f"/audit?action={action}")
+        ]
     taken = Counter(address for owner in (*nodes, *services) for address in owner["addresses"])
     assert set(taken.values()) <= {1}, [address for address, times in taken.items() if times > 1]
     found: dict[tuple[str, str], object] = {
@@ -37,6 +42,11 @@ async def check(controller: Controller, promises: Promises, agents: Sequence[Age
     found |= Counter(("key", key["note"]) for key in keys) | Counter(("grant", grant["reason"]) for grant in grants)
     found["policy", ""] = policy
     promises.check(found, {node["name"]: (node["id"], tuple(node["addresses"])) for node in nodes})
+    holders = {entry["seq"]: entry["new"]["holder"] for entry in moves}
+    for revision, holder in promises.moves.items():
+        assert revision in holders, f"an acknowledged move to {holder} has no entry {revision} in the audit"
+        # A holder that left since, or may not serve any more, is no holder in the answer.
+        assert holder in {None, holders[revision]}
     await check_database(controller.settings, agents)
 
 

@@ -39,7 +39,7 @@ class Promises:
     def __init__(self) -> None:
         self._allowed: dict[tuple[str, str], list[object]] = {}
         self.facts: dict[str, tuple[str, tuple[str, ...]]] = {}  # a node's id and addresses, by name
-        self.moves = 0
+        self.moves: dict[int, str | None] = {}  # who held the service since which revision, as moves were answered
         self.kept = 0
 
     def tried(self, kind: str, name: str, value: object) -> None:
@@ -175,8 +175,11 @@ class Writer:
     async def _move(self, client: httpx.AsyncClient) -> None:
         name = self._chance.choice(sorted(self._nodes))
         answer = await self._ask(client, "POST", "/services/github/move", {"node": name, "force": True})
-        # Refused while policy does not let this node serve; that it has been moved on since is no loss.
-        self._promises.moves += answer.is_success
+        # Refused while policy does not let this node serve. A move to where it is already, as when the controller
+        # itself has handed it over meanwhile, changes nothing: what is answered is the change that brought it there.
+        if answer.is_success:
+            service = answer.json()
+            self._promises.moves[service["revision"]] = service["holder"]
 
     async def _rotate(self, _client: httpx.AsyncClient) -> None:
         """A new tunnel key, told on the stream: the first map is the acknowledgement."""
