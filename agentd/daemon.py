@@ -133,7 +133,11 @@ async def _run(config: Config) -> int:
             mtu=config.mtu,
         )
         kernel = Reconciler(
-            _link_settings(config, probes.port), member.key.raw, choose=prober.choose, choose_mtu=prober.mtu
+            _link_settings(config, probes.port),
+            member.key.raw,
+            choose=prober.choose,
+            choose_mtu=prober.mtu,
+            choose_keepalive=prober.keepalive,
         )
         stack.push_async_callback(kernel.close)
         await kernel.start()

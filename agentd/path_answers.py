@@ -87,5 +87,6 @@ def netcheck(prober: Prober, candidates: tuple[Endpoint, ...], listen_port: int)
         candidates=candidates,
         reflexive=prober.reflexive,
         servers=servers,
+        remembered=prober.remembered,
         listen_port=listen_port,
     )

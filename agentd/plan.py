@@ -42,7 +42,7 @@ from .operations import (
     SetLink,
 )
 
-__all__ = ["STALE_HANDSHAKE", "choose_first", "desired", "plan", "whole_mtu"]
+__all__ = ["STALE_HANDSHAKE", "choose_first", "desired", "mapped_keepalive", "plan", "whole_mtu"]
 
 # Seconds. A session that carries traffic shakes hands every 120 s (REKEY_AFTER_TIME) and is dead after 180
 # (REJECT_AFTER_TIME, section 6.1 of the WireGuard paper): from then on the peer's last place is only a memory.
@@ -52,6 +52,7 @@ _LINK_KINDS: Final = {"kernel": "wireguard", "userspace": "tun"}
 
 EndpointChoice = Callable[[Peer], EndpointText | None]
 MtuChoice = Callable[[Peer], int]
+KeepaliveChoice = Callable[[Peer], int]
 TableCompiler = Callable[[Netmap, LinkSettings, float], Ruleset]
 
 
@@ -66,6 +67,11 @@ def whole_mtu(peer: Peer) -> int:
     return 0
 
 
+def mapped_keepalive(peer: Peer) -> int:
+    """What the map says, in seconds."""
+    return peer.keepalive or 0
+
+
 # --- desired ----------------------------------------------------------------------------------------------------------
 
 
@@ -77,6 +83,7 @@ def desired(
     now: float,
     choose: EndpointChoice = choose_first,
     choose_mtu: MtuChoice = whole_mtu,
+    choose_keepalive: KeepaliveChoice = mapped_keepalive,
     compile_table: TableCompiler = compile_ruleset,
 ) -> Desired:
     """The state for this map on a host with this public key.
@@ -86,7 +93,10 @@ def desired(
     """
     addresses = _networks(netmap.node.addresses)
     held = _networks(netmap.node.held) - addresses
-    peers = {peer.public_key: _peer(peer, choose, choose_mtu(peer)) for peer in netmap.peers.values()}
+    peers = {
+        peer.public_key: _peer(peer, choose(peer), choose_mtu(peer), choose_keepalive(peer))
+        for peer in netmap.peers.values()
+    }
     _check_peers(netmap, public_key, peers, addresses | held)
     return Desired(
         link=link,
@@ -103,14 +113,13 @@ def _networks(addresses: Iterable[Address]) -> frozenset[Network]:
     return frozenset(Network.host(address) for address in addresses)
 
 
-def _peer(peer: Peer, choose: EndpointChoice, mtu: int) -> DesiredPeer:
-    endpoint = choose(peer)
+def _peer(peer: Peer, endpoint: EndpointText | None, mtu: int, keepalive: int) -> DesiredPeer:
     return DesiredPeer(
         name=peer.name,
         public_key=peer.public_key,
         allowed_ips=_networks((*peer.addresses, *peer.held)),
         endpoint=None if endpoint is None else Endpoint.parse(endpoint),
-        keepalive=peer.keepalive or 0,
+        keepalive=keepalive,
         mtu=mtu,
     )
 

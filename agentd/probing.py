@@ -20,6 +20,7 @@ from controller.wire.netmap import Mesh, Netmap, NodeId, Peer
 from controller.wire.paths import PathKind
 from controller.wire.stun import Binding, StunError, decode, encode, is_authentic
 
+from .binding import Keeping
 from .facts import OwnAddresses
 from .path_mtu import PathMtu
 from .path_report import Reached
@@ -89,6 +90,7 @@ class Prober:
         self._given: dict[NodeId, Endpoint | None] = {}
         self._questions: dict[bytes, _Question] = {}  # by transaction
         self._sizes = PathMtu(self._ask_sized, mtu, self._tell_changed)
+        self._keeping = Keeping(self._keep)
         self._fresh = (os.urandom(12) for _ in itertools.count())
         self._timer: asyncio.TimerHandle | None = None
         self._resolve = asyncio.Event()
@@ -113,6 +115,15 @@ class Prober:
     def mtu(self, peer: Peer) -> int:
         """Bytes of the largest packet for a peer, 0 when it is not known."""
         return self._sizes.of(peer.id) or 0
+
+    def keepalive(self, peer: Peer) -> int:
+        """Seconds between two of WireGuard's keepalives, 0 for none: only behind a NAT, as long as that remembers."""
+        return round(self._keeping.seconds) if peer.keepalive is not None else 0
+
+    @property
+    def remembered(self) -> float | None:
+        """Seconds, at least, that the NAT of this host remembers a silent flow; None when it was not measured."""
+        return self._keeping.lived
 
     def known_mtu(self, node: NodeId) -> int | None:
         """The same, for people."""
@@ -198,6 +209,7 @@ class Prober:
         """This host's own addresses are others now."""
         self._checks.moved(Preference(self._own.chooser), self._now)
         self._resolve.set()
+        self._keeping.measure_again()
         self._schedule()
 
     async def run(self) -> None:
@@ -209,6 +221,7 @@ class Prober:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ask_servers())
                 group.create_task(self._sizes.run())
+                group.create_task(self._keeping.run())
         finally:
             loop.remove_reader(self._socket.fileno())
             if self._timer is not None:
@@ -332,6 +345,8 @@ class Prober:
             log.info("this host is seen from elsewhere", extra={"endpoints": " ".join(self.reflexive) or "its own"})
             if self._links is not None:
                 self._links.seen()
+        if self._discovery.nat != "unknown":
+            self._keeping.behind_nat_of(self._discovery.translated_by)
         changed = self._checks.take_changed()
         for node in changed:
             for view in self._checks.views(node):
@@ -343,6 +358,10 @@ class Prober:
 
     async def _ask_sized(self, node: NodeId, endpoint: Endpoint, size: int, patience: float) -> float | None:
         return await self.ask(node, endpoint, patience=patience, size=size)
+
+    def _keep(self) -> None:
+        self._checks.keep = self._keeping.seconds
+        self._tell_changed()
 
     def _tell_changed(self) -> None:
         if self._links is not None:

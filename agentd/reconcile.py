@@ -49,7 +49,7 @@ from .operations import (
     SetDevice,
     SetLink,
 )
-from .plan import EndpointChoice, MtuChoice, choose_first, desired, plan, whole_mtu
+from .plan import EndpointChoice, KeepaliveChoice, MtuChoice, choose_first, desired, mapped_keepalive, plan, whole_mtu
 
 __all__ = ["Applied", "KernelError", "LinkSettings", "Reconciler"]
 
@@ -77,10 +77,11 @@ class Reconciler:
         *,
         choose: EndpointChoice = choose_first,
         choose_mtu: MtuChoice = whole_mtu,
+        choose_keepalive: KeepaliveChoice = mapped_keepalive,
     ) -> None:
         self._settings = settings
         self._private_key = private_key
-        self._choose, self._choose_mtu = choose, choose_mtu
+        self._choose, self._choose_mtu, self._choose_keepalive = choose, choose_mtu, choose_keepalive
         self._compile_table = Recompiler()
         self._turn = asyncio.Lock()
         self._netmap: Netmap | None = None
@@ -229,6 +230,7 @@ class Reconciler:
             now=time.time(),
             choose=self._choose,
             choose_mtu=self._choose_mtu,
+            choose_keepalive=self._choose_keepalive,
             compile_table=self._compile_table,
         )
 

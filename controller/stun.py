@@ -52,15 +52,21 @@ def _source(address: str) -> str:
     return str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
-def answer(data: bytes, address: str, port: int) -> bytes | None:
-    """The answer to a datagram from there; None for what is no Binding request."""
+def answer(data: bytes, address: str, port: int) -> tuple[bytes, int] | None:
+    """The answer to a datagram from there, and the port of that address for it; None for what is no Binding request.
+
+    It goes to another port when the request says so (RFC 5780 section 7.5): to the same host, and no longer than it.
+    """
     try:
         request = decode(data)
     except StunError:
         return None
     if request.kind != "request":
         return None
-    return encode(Binding("answer", request.transaction, mapped=format_endpoint(address, port)))
+    reply = encode(Binding("answer", request.transaction, mapped=format_endpoint(address, port)))
+    if request.response_port is not None and len(reply) > len(data):
+        return None
+    return reply, request.response_port or port
 
 
 class StunServer:
@@ -104,7 +110,7 @@ class StunServer:
             reply = answer(data, address, source[1])
             if reply is not None:
                 try:
-                    self._socket.sendto(reply, source)
+                    self._socket.sendto(reply[0], (source[0], reply[1], *source[2:]))
                 except OSError as error:
                     _log.debug("STUN: no answer to %s: %s", address, error)  # it asks again
 

@@ -131,6 +131,7 @@ class Checks:
 
     def __init__(self, prefer: Preference) -> None:
         self.behind_nat = True  # False: what works needs not be kept open so often
+        self.keep = _SLOW  # seconds between two questions to what works, behind a NAT
         self._prefer = prefer
         self._peers: dict[NodeId, _Peer] = {}
         self._changed: set[NodeId] = set()
@@ -297,7 +298,7 @@ class Checks:
         works = peer.chosen is not None and peer.paths[peer.chosen].state is State.WORKING
         if not works:
             return _SLOW
-        return _SPARE if endpoint != peer.chosen else _SLOW if self.behind_nat else _CALM
+        return _SPARE if endpoint != peer.chosen else self.keep if self.behind_nat else _CALM
 
     def _queue(self, node: NodeId, endpoint: Endpoint, due: float) -> None:
         path = self._peers[node].paths[endpoint]

@@ -15,7 +15,7 @@ __all__ = ["Discovery", "NatKind", "Question", "ServerView"]
 NatKind = Literal["none", "endpoint-independent", "endpoint-dependent", "unknown"]
 
 _QUICK: Final = (0.5, 1.0, 2.0, 4.0)  # seconds until the next question, RFC 8489 section 6.2.1
-_KEEP: Final = 25.0  # behind a NAT: what it remembers must not end, or the endpoint is another's
+_KEEP: Final = 25.0  # behind a NAT: nobody but the servers tells when it gives this host another endpoint
 _LOOK: Final = 3600.0  # without a NAT: this host's own addresses tell of themselves when they change
 _AWAY: Final = 300.0  # a server that does not answer
 
@@ -101,6 +101,16 @@ class Discovery:
             if server.mapped is not None:
                 found.setdefault(_is_six(server.mapped), server.mapped)
         return tuple(mapped for mapped in found.values() if mapped not in self._own)
+
+    @property
+    def translated_by(self) -> Endpoint | None:
+        """The first server that a NAT is in between, of IPv4 before IPv6; None without a NAT."""
+        found = [
+            endpoint
+            for endpoint, server in self._servers.items()
+            if server.mapped is not None and server.mapped not in self._own
+        ]
+        return min(found, key=_is_six, default=None)
 
     @property
     def nat(self) -> NatKind:

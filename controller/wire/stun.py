@@ -42,6 +42,7 @@ _USERNAME: Final = 0x0006
 _MESSAGE_INTEGRITY_SHA256: Final = 0x001C
 _XOR_MAPPED_ADDRESS: Final = 0x0020
 _SOFTWARE: Final = 0x8022
+_RESPONSE_PORT: Final = 0x0027  # RFC 5780 section 7.5
 _PADDING: Final = 0x0026  # RFC 5780 section 7.6
 _OPTIONAL: Final = 0x8000  # from here on, what is not known is skipped (section 14)
 # Known, and of no use here: MAPPED-ADDRESS, MESSAGE-INTEGRITY, REALM, NONCE, PASSWORD-ALGORITHM, USERHASH. ICE's own
@@ -59,6 +60,7 @@ class StunError(ValueError):
 class Binding:
     """A Binding request, or its successful answer. `transaction`: 12 bytes. `mapped`: where the asker was seen from.
 
+    `response_port`: the port of the asker's address that the answer is to go to, instead of the one that asked.
     `integrity` is how many bytes of the message MESSAGE-INTEGRITY-SHA256 covers, 0 without one: `is_authentic` checks.
     """
 
@@ -67,6 +69,7 @@ class Binding:
     username: bytes | None = None
     mapped: Endpoint | None = None
     software: bytes | None = None
+    response_port: int | None = None
     integrity: int = 0
 
 
@@ -78,6 +81,8 @@ def encode(message: Binding, key: bytes | None = None, *, size: int = 0) -> byte
     body = b""
     if message.software is not None:
         body += _attribute(_SOFTWARE, message.software)
+    if message.response_port is not None:
+        body += _attribute(_RESPONSE_PORT, struct.pack("!HH", message.response_port, 0))
     if message.username is not None:
         body += _attribute(_USERNAME, message.username)
     if message.mapped is not None:
@@ -112,7 +117,7 @@ def decode(data: bytes, *, largest: int = LARGEST) -> Binding:
                 raise StunError(f"MESSAGE-INTEGRITY-SHA256 of {len(value)} bytes instead of {_DIGEST}")
             integrity = start
             break  # section 14.6: what follows is not covered
-        if kind < _OPTIONAL and kind not in _SKIPPED and kind not in {_USERNAME, _XOR_MAPPED_ADDRESS}:
+        if kind < _OPTIONAL and kind not in _SKIPPED and kind not in {_USERNAME, _XOR_MAPPED_ADDRESS, _RESPONSE_PORT}:
             raise StunError(f"the attribute {kind:#06x} must be understood, and is not")
         found.setdefault(kind, value)  # section 14: of several, the first counts
     if len(found.get(_USERNAME, b"")) > _LONGEST_USERNAME:
@@ -124,6 +129,7 @@ def decode(data: bytes, *, largest: int = LARGEST) -> Binding:
         username=found.get(_USERNAME),
         mapped=None if mapped is None else _address(mapped, transaction),
         software=found.get(_SOFTWARE),
+        response_port=_port(found[_RESPONSE_PORT]) if _RESPONSE_PORT in found else None,
         integrity=integrity,
     )
 
@@ -168,6 +174,12 @@ def _xor_address(endpoint: Endpoint, transaction: bytes) -> bytes:
     family = 1 if address.version == 4 else 2
     hidden = bytes(a ^ b for a, b in zip(address.packed, _mask(transaction), strict=False))
     return struct.pack("!BBH", 0, family, port ^ COOKIE >> 16) + hidden
+
+
+def _port(value: bytes) -> int:
+    if len(value) != 4 or not any(value[:2]):
+        raise StunError(f"RESPONSE-PORT {value.hex()} is no port")
+    return int.from_bytes(value[:2], "big")
 
 
 def _address(value: bytes, transaction: bytes) -> Endpoint:

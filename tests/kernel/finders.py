@@ -105,7 +105,11 @@ class Finder(OnHost):
         self.prober = Prober(sock, self.own, MESH, stun=(server, stun_port), candidates=self._candidates)
         settings = LinkSettings(backend="kernel", probe_port=sock.port)
         self.reconciler = Reconciler(
-            settings, self.member.private_key, choose=self.prober.choose, choose_mtu=self.prober.mtu
+            settings,
+            self.member.private_key,
+            choose=self.prober.choose,
+            choose_mtu=self.prober.mtu,
+            choose_keepalive=self.prober.keepalive,
         )
         await self.reconciler.start()
         self.wake = asyncio.Event()

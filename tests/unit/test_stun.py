@@ -141,8 +141,27 @@ def test_an_attribute_that_must_be_understood_and_is_not_makes_it_no_message() -
 def test_a_request_is_answered_with_where_it_came_from(address: str) -> None:
     reply = answer(encode(Binding("request", TRANSACTION)), address, 4000)
     assert reply is not None
+    assert reply[1] == 4000
     shown = f"[{address}]:4000" if ":" in address else f"{address}:4000"
-    assert decode(reply) == Binding("answer", TRANSACTION, mapped=shown)
+    assert decode(reply[0]) == Binding("answer", TRANSACTION, mapped=shown)
+
+
+def test_an_answer_goes_to_another_port_of_who_asked_for_that_and_is_never_longer_than_the_question() -> None:
+    asked = Binding("request", TRANSACTION, software=bytes(20), response_port=4001)
+    reply = answer(encode(asked), "192.0.2.7", 4000)
+    assert reply is not None
+    assert reply[1] == 4001
+    assert decode(reply[0]).mapped == "192.0.2.7:4000"
+    assert len(reply[0]) <= len(encode(asked))
+    assert answer(encode(Binding("request", TRANSACTION, response_port=4001)), "2001:db8::7", 4000) is None
+
+
+@pytest.mark.parametrize("value", ["0000 0000", "0fa1"], ids=["zero", "short"])
+def test_a_response_port_that_is_none_makes_it_no_message(value: str) -> None:
+    raw = octets(value)
+    attribute = octets("0027") + len(raw).to_bytes(2, "big") + raw + bytes(-len(raw) % 4)
+    with pytest.raises(StunError, match="RESPONSE-PORT"):
+        decode(octets(f"0001 {len(attribute):04x} 2112a442") + TRANSACTION + attribute)
 
 
 @given(st.binary(max_size=200))
