@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from controller.wire.matching import TextTest, compile_globs
 from controller.wire.mcp import AuditRules
 
 from .spool import FRAME_BYTES, SpoolWriter
-from .types import Allow, AuditEvent, AuditRecord, Call, Caller, Decision, Outcome
+from .types import Allow, AuditEvent, AuditRecord, Call, Caller, Decision, Outcome, RecordForm
 
 __all__ = ["AuditLog", "SpoolEvent", "arguments_digest", "canonical_json", "describe", "masked"]
 
@@ -214,6 +215,41 @@ def _secret_names(globs: tuple[str, ...]) -> TextTest:
     return compile_globs(globs, fold=True)
 
 
+# As %r, in a twentieth of the time.
+_number: Final[Callable[[float], bytes]] = orjson.dumps
+
+# What stands in a template until it is escaped: nobody's text can contain it.
+_BLANK: Final = secrets.token_hex(16)
+
+
+def _template(line: dict[str, Any]) -> bytes | None:
+    """The line with blanks, for bytes %, where records of calls that are alike differ; None for one with more to it."""
+    call, outcome = line.get("call", {}), line.get("outcome")
+    blanks: dict[str, bytes] = {}
+
+    def blank(where: dict[str, Any], key: str, form: bytes) -> None:
+        where[key] = f"{_BLANK}{len(blanks)}"
+        blanks[where[key]] = form
+
+    blank(line, "time", b"%b")
+    blank(line, "id", b'"%b"')
+    if outcome is None:
+        if not {"request_id", "arguments_digest"} <= call.keys() or not call.keys() <= _PLAIN_CALL:
+            return None
+        blank(call, "request_id", b"%b")
+        blank(call, "arguments_digest", b'"%b"')
+    else:
+        for key, form in (("bytes_in", b"%d"), ("bytes_out", b"%d"), ("seconds", b"%b")):
+            blank(outcome, key, form)
+    template = orjson.dumps(line).replace(b"%", b"%%")
+    for text, form in blanks.items():
+        template = template.replace(b'"%b"' % text.encode(), form)
+    return template
+
+
+_PLAIN_CALL: Final = frozenset({"era", "method", "name", "request_id", "arguments_digest", "client_unverified"})
+
+
 @dataclass(slots=True)
 class _Gap:
     """What was not recorded since the last record that was. `refused` calls did not happen, `dropped` events did."""
@@ -282,6 +318,29 @@ class AuditLog:
         self._gap.dropped += not refused
         self._gap.refused += refused
         return rules.full == "drop"
+
+    def form(self, record: AuditRecord) -> RecordForm | None:
+        """What records like this one have in common, until the service's rules change."""
+        rules = self._rules_of(record.service) or _NO_RULES
+        template = _template(describe(record, rules))
+        return RecordForm(record, template) if template is not None else None
+
+    def allowed(self, form: RecordForm, time: float, record_id: str, call: Call) -> bool:
+        """Take a CALL_ALLOWED like the form's. False: it was not taken; `record` is to say what follows."""
+        asked = call.request_id
+        shown = b"%d" % asked if isinstance(asked, int) else orjson.dumps(asked and _text(asked))
+        return self._fill(
+            form, (_number(time), record_id.encode(), shown, arguments_digest(call).encode()), urgent=False
+        )
+
+    def ended(self, form: RecordForm, time: float, record_id: str, sizes: tuple[int, int], seconds: float) -> bool:
+        """Take a CALL_ENDED like the form's, that ended well. False: it was not taken."""
+        return self._fill(form, (_number(time), record_id.encode(), *sizes, _number(seconds)), urgent=True)
+
+    def _fill(self, form: RecordForm, values: tuple[object, ...], *, urgent: bool) -> bool:
+        if self._gap.dropped or self._gap.refused or (self.disk_error is not None and not urgent):
+            return False
+        return self._writer.append(form.template % values, urgent=urgent)
 
     def _append(self, payload: bytes, *, urgent: bool) -> bool:
         if self.disk_error is not None and not urgent:

@@ -34,6 +34,7 @@ __all__ = [
     "client_info",
     "mirrored_name",
     "repeated_routing",
+    "speaks_alike",
     "trace_context",
     "unsupported_version",
     "upstream_is_legacy",
@@ -106,6 +107,22 @@ def classify(routing: Mapping[bytes, bytes], repeated: frozenset[bytes], message
     if message.kind == "notification":
         return _modern_notification(header, claimed, routing, message)
     return _modern(header, meta, routing, message)
+
+
+def speaks_alike(meta: Any, other: Any) -> bool:
+    """Does a request with this `_meta` speak as one with the other, which was accepted, if all else of them is equal?
+
+    Then `classify`, `client_info` and `trace_context` say the same of both.
+    """
+    if meta == other:
+        return True
+    return (
+        isinstance(meta, dict)
+        and isinstance(other, dict)
+        and CAPABILITIES_KEY in meta
+        and CAPABILITIES_KEY in other
+        and all(meta.get(key) == other.get(key) for key in _SPOKEN)
+    )
 
 
 def repeated_routing(repeated: frozenset[bytes], request_id: RequestId | None = None) -> Refusal | None:
@@ -234,6 +251,7 @@ def trace_context(message: Message, fields: Mapping[bytes, bytes]) -> TraceConte
     return TraceContext(found[b"traceparent"], found.get(b"tracestate"), found.get(b"baggage"))
 
 
+_SPOKEN: Final = (VERSION_KEY, CLIENT_KEY, "traceparent", "tracestate", "baggage")
 _TRACE: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
 
 

@@ -3,7 +3,7 @@
 Knows who and since when; how an exchange is told to end or to say something is the exchange's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from .types import Call, Caller
@@ -30,41 +30,41 @@ class Live:
     """Every running exchange of one process."""
 
     def __init__(self) -> None:
-        self._running: set[Running] = set()
-        self._counts: dict[tuple[str, str], int] = {}
+        self._running: dict[tuple[str, str], set[Running]] = {}
 
     def __len__(self) -> int:
-        return len(self._running)
+        return sum(map(len, self._running.values()))
 
     def count(self, caller: Caller, service: str) -> int:
         """How many of the service's exchanges this node has under way."""
-        return self._counts.get((caller.node_id, service), 0)
+        return len(self._running.get((caller.node_id, service), ()))
 
     def add(self, running: Running) -> None:
-        self._running.add(running)
-        key = (running.caller.node_id, running.call.service)
-        self._counts[key] = self._counts.get(key, 0) + 1
+        self._running.setdefault((running.caller.node_id, running.call.service), set()).add(running)
 
     def discard(self, running: Running) -> None:
-        if running in self._running:
-            self._running.discard(running)
-            key = (running.caller.node_id, running.call.service)
-            left = self._counts.pop(key) - 1
-            if left:
-                self._counts[key] = left
+        key = (running.caller.node_id, running.call.service)
+        same = self._running.get(key)
+        if same is not None:
+            same.discard(running)
+            if not same:
+                del self._running[key]
+
+    def __iter__(self) -> Iterator[Running]:
+        return iter([running for same in self._running.values() for running in same])
 
     def keep_alive(self, now: float) -> None:
         """Give every silent stream a sign of life."""
-        for running in list(self._running):
+        for running in self:
             running.keep_alive(now)
 
     def callers(self) -> set[Caller]:
         """Everybody who has something under way."""
-        return {running.caller for running in self._running}
+        return {running.caller for running in self}
 
     def revoke(self, why: str, which: Callable[[Running], bool]) -> int:
         """End those that `which` names; returns how many."""
-        ended = [running for running in self._running if which(running)]
+        ended = [running for running in self if which(running)]
         for running in ended:
             running.revoke(why)
         return len(ended)

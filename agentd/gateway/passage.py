@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -15,8 +16,9 @@ import orjson
 from . import eras
 from .answers import JSON, error_body, status_of
 from .eras import Refusal
+from .http.client import Response
 from .http.exchange import Exchange
-from .http.head import find
+from .http.head import AnswerHead, find, render_head
 from .passing import answer_headers
 from .sessions import Sessions
 from .sse import event
@@ -55,24 +57,15 @@ class Patience:
 class Passage:
     """Passes one request on and its answer back (`live.Running`)."""
 
-    __slots__ = (
-        "_exchange",
-        "_last",
-        "_loop",
-        "_patience",
-        "_policy",
-        "_response",
-        "_sessions",
-        "_watch",
-        "call",
-        "caller",
-        "challenge",
-        "error",
-        "problem",
-        "revoked",
-        "session",
-        "status",
-    )
+    # Defaults are the class's: one is made for every call, and few are changed.
+    status = 0
+    error: int | None = None  # the JSON-RPC error code of the answer
+    problem: str | None = None  # what went wrong on the way
+    session: str | None = None  # the id that the upstream gave
+    revoked: str | None = None
+    challenge: bytes | None = None  # what the upstream wants to be shown first
+    _response: UpstreamResponse | None = None
+    _watch: StreamWatch | None = None  # set while a stream of events runs
 
     def __init__(
         self, exchange: Exchange, caller: Caller, call: Call, *, policy: Policy, sessions: Sessions, patience: Patience
@@ -84,15 +77,10 @@ class Passage:
         self._sessions = sessions
         self._patience = patience
         self._loop = asyncio.get_running_loop()
-        self._response: UpstreamResponse | None = None
-        self._watch: StreamWatch | None = None  # set while a stream of events runs
         self._last = self._loop.time()  # when something was last sent or came
-        self.status = 0
-        self.error: int | None = None  # the JSON-RPC error code of the answer
-        self.problem: str | None = None  # what went wrong on the way
-        self.session: str | None = None  # the id that the upstream gave
-        self.revoked: str | None = None
-        self.challenge: bytes | None = None  # what the upstream wants to be shown first
+        # A legacy client that loses its connection has not cancelled (2025-11-25, basic/transports). Until the upstream
+        # shows that what it says can be had by resuming, it is read to its end, in case it ends with its reader.
+        exchange.ends_with_client = call.era != "legacy" or call.method == TRANSPORT_STREAM
 
     # --- as the registry of running exchanges sees it
 
@@ -118,14 +106,37 @@ class Passage:
 
     async def run(self, upstream: Upstream, request: UpstreamRequest) -> None:
         """Pass the request on and the answer back. Cancelled, it cancels upstream."""
-        # A legacy client that loses its connection has not cancelled (2025-11-25, basic/transports). Until the upstream
-        # shows that what it says can be had by resuming, it is read to its end, in case it ends with its reader.
-        self._exchange.ends_with_client = self.call.era != "legacy" or self.call.method == TRANSPORT_STREAM
         try:
-            response = self._response = await upstream.open(request)
+            response = await upstream.open(request)
         except UpstreamError as failure:
-            self._fail(Code.UPSTREAM_BROKEN if failure.reached else Code.UPSTREAM_UNREACHABLE, failure)
+            self.fail(failure)
             return
+        await self.follow(response)
+
+    def fail(self, failure: UpstreamError) -> None:
+        """There is no answer."""
+        self._fail(Code.UPSTREAM_BROKEN if failure.reached else Code.UPSTREAM_UNREACHABLE, failure)
+
+    def answer_at_once(self, response: Response) -> bool:
+        """Pass on a plain answer that is there whole. False: nothing was done; `follow` is to."""
+        head = _plain_head(response.known) if response.known is not None else None
+        body = response.piece()
+        if head is None or body is None:
+            return False
+        self.status = response.status
+        try:
+            message = check_answer(body, self.call)
+        except UpstreamError as failure:
+            self._break_off(failure)
+        else:
+            if "error" in message:
+                self.error = error_code(message)
+            self._exchange.reply_behind(head, body)
+        return True
+
+    async def follow(self, response: UpstreamResponse) -> None:
+        """Pass the answer back. Cancelled, it cancels upstream."""
+        self._response = response
         self.status = response.status
         try:
             await self._answer(response)
@@ -273,6 +284,15 @@ class Passage:
         else:
             body = error_body(refusal.id, refusal.code, refusal.message, refusal.data)
             self._exchange.reply(refusal.status, [JSON], body)
+
+
+@lru_cache(maxsize=1024)
+def _plain_head(head: AnswerHead) -> bytes | None:
+    """The head of an answer that passes as it is once it was looked at, up to its length; None for any other."""
+    kind = (find(head.headers, b"content-type") or b"").partition(b";")[0].strip().lower()
+    if head.status != 200 or kind != b"application/json" or find(head.headers, b"mcp-session-id") is not None:
+        return None
+    return render_head(head.status, answer_headers(head.headers)).removesuffix(b"\r\n")
 
 
 def _asks_to_initialize(call: Call) -> bool:

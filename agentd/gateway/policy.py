@@ -16,6 +16,7 @@ from controller.wire.base import Address
 from controller.wire.calls import Refusal, Use, fold_name, needed, uri_test, uses
 from controller.wire.matching import TextTest, compile_globs
 from controller.wire.mcp import GatewayPolicy, McpGrant, Rate, Service
+from controller.wire.netmap import NodeId
 
 from .args import follow_links
 from .filters import filter_list
@@ -86,6 +87,25 @@ class _Broke(NamedTuple):
     limit: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Allowance:
+    """The first way that is open, which is free (`types.Allowance`). A later one is not looked for here."""
+
+    way: _Way
+    limiter: Limiter
+    key: tuple[NodeId, str]
+
+    @property
+    def decision(self) -> Allow:
+        return self.way.grant.allow
+
+    def allows(self, arguments: Mapping[str, Any], now: float) -> bool:
+        way = self.way
+        if now >= way.grant.expires or self.limiter.cooling(self.key, now):
+            return False
+        return way.check is None or way.check(arguments) is None
+
+
 class _Access:
     """What one address may do on one service."""
 
@@ -142,6 +162,18 @@ class CompiledPolicy:
         self._limiter.cool(key, pause, now)
         breach = f"more than {paid.limit}: nothing is passed for {pause:g} s"
         return self._too_many(caller, call, max(paid.wait, pause), breach)
+
+    def allowance(self, caller: Caller, call: Call, now: float) -> _Allowance | None:
+        """What decides calls like this one, where nothing needs to be counted; None when that is not so."""
+        service = self.services.get(call.service)
+        wanted = uses(call.method, call.params)
+        if service is None or service.limits.calls is not None or isinstance(wanted, Refusal) or len(wanted) != 1:
+            return None
+        ways = self._access(caller.address, call.service).ways(wanted[0])
+        way = next((way for way in ways if now < way.grant.expires), None)
+        if way is None or way.rates:
+            return None
+        return _Allowance(way, self._limiter, (caller.node_id, call.service))
 
     def holds(self, caller: Caller, call: Call, now: float) -> bool:
         """Is a call that was allowed still allowed? Counts nothing."""

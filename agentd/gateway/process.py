@@ -13,11 +13,11 @@ from ..errors import AgentError
 from .audit import AuditLog
 from .certificates import Certificates
 from .feed import AgentFeed, asking_agentd, certified_by_agentd
+from .gateway import Gateway
 from .http.limits import HttpLimits
 from .identity import AgentIdentity, IdentitySource, StaticIdentity
 from .limits import Limiter
 from .policy import CompiledPolicy
-from .proxy import Gateway
 from .runtime import Runtime, bind_here
 from .sessions import Sessions
 from .settings import Settings, read_callers, read_policy, session_key

@@ -1,99 +1,54 @@
 """One request's life up to the point where it is passed on: who asks, is it well-formed, is it allowed, is it recorded.
 
-`Gateway` holds what all services share; a `ServiceApp` answers the connections of one service. Sockets are opened
-elsewhere, and what a grant means is the policy's.
+A `ServiceApp` answers the connections of one service. Sockets are opened elsewhere, and what a grant means is the
+policy's.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from controller.wire.mcp import Service
 
 from .answers import JSON, denial, error_body
 from .eras import MODERN_VERSIONS, Accepted, Refusal, classify, client_info, repeated_routing, trace_context
+from .gateway import Gateway, judged
+from .http.connection import Begun
 from .http.exchange import Exchange
 from .http.head import BadRequestError
-from .identity import IdentitySource
+from .http.pool import HttpUpstream
 from .jsonrpc import INVALID_REQUEST, BodyError, Message, parse
-from .live import Live, Running
 from .metadata import Metadata
-from .passage import Passage, Patience
+from .passage import Passage
 from .passing import Guard, request_headers
-from .sessions import Sessions
+from .shortcut import Shortcuts
 from .trail import Asked, Trail
 from .types import (
     TRANSPORT_RESPONSE,
     TRANSPORT_STREAM,
     TRANSPORT_TERMINATE,
-    AuditSink,
     Call,
     Caller,
     Code,
     Decision,
     Deny,
     Era,
-    Policy,
     RequestId,
     Upstream,
     UpstreamRequest,
 )
 
-__all__ = ["Gateway", "ServiceApp"]
+__all__ = ["ServiceApp"]
 
 # Doing these twice changes nothing, so they may be sent again when a kept connection turns out to be dead.
 _REPLAYABLE: Final = frozenset(
     {"tools/list", "prompts/list", "resources/list", "resources/templates/list", "server/discover", "ping"}
 )
-_TRANSPORT: Final = frozenset({TRANSPORT_STREAM, TRANSPORT_TERMINATE, TRANSPORT_RESPONSE})
 _MODERN: Final = frozenset(version.encode() for version in MODERN_VERSIONS)
 _STREAMED_BODY: Final = 64 * 1024  # of a request of kind http: a larger one is passed on as it comes
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
-_MOST_PASSED: Final = 64  # callers whose headers are remembered with a head that they share
 _NO_SESSION: Final = "Session not found"
-
-
-@dataclass(slots=True)
-class Gateway:
-    """What all services of one process share. `policy` is replaced whole."""
-
-    identity: IdentitySource
-    policy: Policy
-    audit: AuditSink
-    sessions: Sessions
-    live: Live = field(default_factory=Live)
-    patience: Patience = field(default_factory=Patience)
-    stopping: bool = False
-
-    async def who(self, address: str) -> Caller | None:
-        """The caller at this address."""
-        return self.identity.known(address) or await self.identity.whois(address)
-
-    def adopt(self, policy: Policy) -> int:
-        """Put a policy in force, also for what is under way; returns how many exchanges that ended."""
-        self.policy = policy
-        now = time.time()
-
-        def lost(running: Running) -> bool:
-            return not policy.holds(running.caller, _judged(running.call), now)
-
-        return self.live.revoke("the policy no longer allows this", lost)
-
-    async def recheck(self) -> None:
-        """End what belongs to callers that are no longer who they were, or whose grants have expired."""
-        gone: set[Caller] = set()
-        for caller in self.live.callers():
-            found = await self.who(caller.address)
-            if found is None or found.node_id != caller.node_id:
-                gone.add(caller)
-        self.live.revoke("the caller is no longer part of the mesh", lambda running: running.caller in gone)
-        self.adopt(self.policy)
-
-
-def _judged(call: Call) -> Call:
-    """The call that policy is asked about. What belongs to the transport is allowed to whoever may `ping`."""
-    return replace(call, method="ping", request_id=None) if call.method in _TRANSPORT else call
 
 
 class _RefusedError(Exception):
@@ -118,10 +73,17 @@ class ServiceApp:
         self._path = service.path.encode()
         self._metadata = Metadata(service, target, self._guard)
         self._trail = Trail(gateway.audit, service.name)
+        self._shortcuts: Shortcuts | None = None
+        if isinstance(upstream, HttpUpstream) and service.kind != "http":
+            self._shortcuts = Shortcuts(gateway, service, upstream, self._trail)
 
     async def admit(self, peer: str) -> bool:
         """An address that is nobody's gets no answer."""
         return await self._gateway.who(peer) is not None
+
+    def begin(self, exchange: Exchange) -> Begun | None:
+        """Answer one request without waiting, if it is like one that was answered before."""
+        return self._shortcuts.begin(exchange) if self._shortcuts is not None else None
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one request."""
@@ -298,15 +260,10 @@ class ServiceApp:
         return session
 
     def _passed(self, asked: Asked, session: str | None) -> list[tuple[bytes, bytes]]:
-        head, caller = asked.exchange.head, asked.caller
-        headers = head.passed.get(caller) if head.passed is not None else None
-        if headers is None:
-            headers = request_headers(head.headers, caller)
-            if head.passed is not None:
-                if len(head.passed) >= _MOST_PASSED:
-                    head.passed.clear()
-                head.passed[caller] = headers
-        return [*headers, (b"mcp-session-id", session.encode("latin-1"))] if session is not None else [*headers]
+        headers = request_headers(asked.exchange.head.headers, asked.caller)
+        if session is not None:
+            headers.append((b"mcp-session-id", session.encode("latin-1")))
+        return headers
 
     # --- the call
 
@@ -327,6 +284,8 @@ class ServiceApp:
             replaced = {name for name, _ in decision.rewrite.headers}
             headers = [pair for pair in request.headers if pair[0] not in replaced]
             request = replace(request, body=decision.rewrite.body, headers=[*headers, *decision.rewrite.headers])
+        elif self._shortcuts is not None:
+            self._shortcuts.learn(asked, request, decision)
         passage = Passage(
             asked.exchange,
             asked.caller,
@@ -351,7 +310,7 @@ class ServiceApp:
         most = self.service.limits.streams
         if gateway.live.count(caller, self.service.name) >= most:
             return Deny(Code.TOO_MANY_STREAMS, f"{caller.name} has {most} requests under way: wait for one to end")
-        return gateway.policy.decide(caller, _judged(call), now)
+        return gateway.policy.decide(caller, judged(call), now)
 
     def _deny(self, asked: Asked, call: Call, deny: Deny) -> None:
         if deny.breach is not None:

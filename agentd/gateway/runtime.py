@@ -16,11 +16,12 @@ from controller.wire.mcp import GatewayPolicy, HttpUpstream, Service
 
 from ..errors import AgentError
 from .certificates import Certificates
+from .gateway import Gateway
 from .http.limits import HttpLimits
 from .http.server import Server
 from .limits import Limiter
 from .policy import CompiledPolicy
-from .proxy import Gateway, ServiceApp
+from .proxy import ServiceApp
 from .sockets import listening
 from .types import Upstream
 

@@ -22,6 +22,7 @@ __all__ = ["FRAME_BYTES", "SEGMENT_SUFFIX", "Entry", "SpoolError", "SpoolReader"
 
 # length of the payload, CRC-32 of sequence number and payload, sequence number; little-endian
 _HEAD: Final = struct.Struct("<IIQ")
+_pack, _crc32 = _HEAD.pack, zlib.crc32  # two of each for every call
 _LARGEST_RECORD: Final = 1 << 20
 FRAME_BYTES: Final = _HEAD.size
 SEGMENT_SUFFIX: Final = ".wal"
@@ -41,7 +42,7 @@ class Entry:
 
 
 def _frame(seq: int, payload: bytes) -> bytes:
-    return _HEAD.pack(len(payload), zlib.crc32(payload, zlib.crc32(seq.to_bytes(8, "little"))), seq) + payload
+    return _pack(len(payload), _crc32(payload, _crc32(seq.to_bytes(8, "little"))), seq) + payload
 
 
 def _frames(data: bytes, start: int = 0) -> Iterator[tuple[Entry, int]]:
@@ -161,22 +162,24 @@ class SpoolWriter:
         """Take a record. False: no room, here or on the disk, and nothing was written."""
         if len(payload) > _LARGEST_RECORD:
             raise SpoolError(f"a record of {len(payload)} bytes: at most {_LARGEST_RECORD} fit")
-        frame = _frame(self._seq + 1, payload)
-        if not self.has_room(len(frame), urgent):
+        seq = self._seq + 1
+        frame = _frame(seq, payload)
+        size = len(frame)
+        if self._used + size > self._most - self._reserve and not self.has_room(size, urgent):
             return False
         try:
-            if self._size and self._size + len(frame) > self._segment_bytes:
+            if self._size + size > self._segment_bytes and self._size:
                 self._rotate()
             written = os.write(self._file, frame)
         except OSError:  # no space, quota, a failing disk: to the caller all of them are "no room"
             written = 0
-        if written != len(frame):
+        if written != size:
             if written:
                 os.ftruncate(self._file, self._size)
             return False
-        self._seq += 1
-        self._size += written
-        self._used += written
+        self._seq = seq
+        self._size += size
+        self._used += size
         self._dirty = True
         return True
 

@@ -18,9 +18,11 @@ from .types import (
     Caller,
     Decision,
     Outcome,
+    RecordForm,
+    value,
 )
 
-__all__ = ["Asked", "Trail"]
+__all__ = ["Asked", "CallForms", "Trail"]
 
 _numbers = itertools.count()
 _PROCESS: Final = f"{time.time_ns():x}-{os.getpid():x}"
@@ -36,6 +38,14 @@ class Asked:
         self.caller = caller
         self.started = time.perf_counter()
         self.id = f"{_PROCESS}-{next(_numbers):x}"
+
+
+@value
+class CallForms:
+    """What the records of calls like one have in common; that of the end, of those that ended well."""
+
+    allowed: RecordForm
+    ended: RecordForm
 
 
 class Trail:
@@ -68,10 +78,33 @@ class Trail:
             )
         )
 
-    def ended(self, asked: Asked, passage: Passage, decision: Allow, session: str | None) -> None:
+    def forms(self, asked: Asked, call: Call, decision: Allow, session: str | None) -> CallForms | None:
+        """What the records of calls like this one have in common; None when each must be written on its own."""
+        event, outcome = AuditEvent.CALL_ALLOWED, Outcome(200, 0, 0, 0.0)
+        first = AuditRecord(event, 0.0, asked.id, self._service, asked.caller, call, decision, session=session)
+        allowed = self._sink.form(first)
+        ended = self._sink.form(replace(first, event=AuditEvent.CALL_ENDED, outcome=outcome))
+        return CallForms(allowed, ended) if allowed is not None and ended is not None else None
+
+    def allowed(self, forms: CallForms, asked: Asked, call: Call, now: float) -> bool:
+        """As `decided`, for a call like one before. False: nothing was recorded; `decided` is to say what follows."""
+        return self._sink.allowed(forms.allowed, now, asked.id, call)
+
+    def ended(
+        self,
+        asked: Asked,
+        passage: Passage,
+        decision: Allow,
+        session: str | None,
+        forms: CallForms | None = None,
+    ) -> None:
         """However it ended, also by cancellation."""
-        call = passage.call
-        problem = passage.problem or (None if asked.exchange.ended else "the client went away")
+        call, exchange = passage.call, asked.exchange
+        problem = passage.problem or (None if exchange.ended else "the client went away")
+        if forms is not None and problem is None and passage.error is None and passage.status == 200:
+            sizes, seconds = (len(call.body), exchange.bytes_out), time.perf_counter() - asked.started
+            if passage.revoked is None and self._sink.ended(forms.ended, time.time(), asked.id, sizes, seconds):
+                return
         outcome = Outcome(
             status=passage.status,
             bytes_in=len(call.body),

@@ -17,6 +17,7 @@ __all__ = [
     "TRANSPORT_STREAM",
     "TRANSPORT_TERMINATE",
     "Allow",
+    "Allowance",
     "AuditEvent",
     "AuditRecord",
     "AuditSink",
@@ -30,6 +31,7 @@ __all__ = [
     "Headers",
     "Outcome",
     "Policy",
+    "RecordForm",
     "RequestId",
     "Rewrite",
     "TraceContext",
@@ -166,11 +168,26 @@ class Deny:
 Decision = Allow | Deny
 
 
+class Allowance(Protocol):
+    """What was decided of a use, as far as it stands until the policy changes: the rest depends on each call."""
+
+    @property
+    def decision(self) -> Allow: ...
+
+    def allows(self, arguments: Mapping[str, Any], now: float) -> bool:
+        """Is a call with these arguments allowed now, by this alone? False: the policy is to decide."""
+        ...
+
+
 class Policy(Protocol):
     """What callers may do; immutable but for its counters. A changed policy is another object."""
 
     def decide(self, caller: Caller, call: Call, now: float) -> Decision:
         """Decide once a call, counting it against its limits. `now` is in seconds since the epoch."""
+        ...
+
+    def allowance(self, caller: Caller, call: Call, now: float) -> Allowance | None:
+        """What decides calls like this one, where nothing needs to be counted; None when that is not so."""
         ...
 
     def holds(self, caller: Caller, call: Call, now: float) -> bool:
@@ -230,6 +247,14 @@ class AuditRecord:
     detail: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RecordForm:
+    """What records like `record` have in common. `template` is the sink's."""
+
+    record: AuditRecord
+    template: bytes
+
+
 class AuditSink(Protocol):
     """Where records go: a bounded spool on disk."""
 
@@ -238,6 +263,21 @@ class AuditSink(Protocol):
 
         When the policy is to drop, a sink without room counts the gap and answers True.
         """
+        ...
+
+    def form(self, record: AuditRecord) -> RecordForm | None:
+        """What records like this one have in common; None when each must be written on its own.
+
+        It is good until the service's rules change.
+        """
+        ...
+
+    def allowed(self, form: RecordForm, time: float, record_id: str, call: Call) -> bool:
+        """Take a CALL_ALLOWED like the form's, of this call. False: `record` is to take it."""
+        ...
+
+    def ended(self, form: RecordForm, time: float, record_id: str, sizes: tuple[int, int], seconds: float) -> bool:
+        """Take a CALL_ENDED like the form's, with this outcome; False as with `allowed`. `sizes`: bytes in and out."""
         ...
 
 

@@ -34,10 +34,10 @@ def is_answer(message: Any, call: Call) -> bool:
     """Is this the response to the call? A response without id is, when it is an error: the request was not readable."""
     if not isinstance(message, dict) or ("result" in message) == ("error" in message):
         return False
-    given = message.get("id")
-    if given is None and "error" in message:
+    given, wanted = message.get("id"), call.request_id
+    if given == wanted and type(given) is type(wanted):
         return True
-    return given == call.request_id and type(given) is type(call.request_id)
+    return given is None and "error" in message
 
 
 def error_code(message: Any) -> int | None:

@@ -46,6 +46,9 @@ def _entry_checks(entry: ToolRules, follow: FollowLinks | None) -> list[Argument
 
 
 def _all_of(checks: Sequence[ArgumentCheck]) -> ArgumentCheck:
+    if len(checks) == 1:
+        return checks[0]
+
     def check(arguments: Mapping[str, Any]) -> str | None:
         for each in checks:
             if (wrong := each(arguments)) is not None:

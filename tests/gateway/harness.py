@@ -9,20 +9,20 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from agentd.gateway.certificates import Certificates
+from agentd.gateway.gateway import Gateway
 from agentd.gateway.http.limits import HttpLimits
 from agentd.gateway.identity import IdentitySource, StaticIdentity
 from agentd.gateway.limits import Limiter
 from agentd.gateway.passage import Patience
 from agentd.gateway.policy import CompiledPolicy
-from agentd.gateway.proxy import Gateway
 from agentd.gateway.runtime import Runtime
 from agentd.gateway.sessions import Sessions
-from agentd.gateway.types import AuditEvent, AuditRecord, Caller
+from agentd.gateway.types import AuditEvent, AuditRecord, Call, Caller, Outcome, RecordForm
 from agentd.gateway.upstreams import connect
 from controller.wire.mcp import GatewayPolicy
 
@@ -65,6 +65,18 @@ class Records:
     def record(self, record: AuditRecord) -> bool:
         self.all.append(record)
         return self.room
+
+    def form(self, record: AuditRecord) -> RecordForm:
+        return RecordForm(record, b"")
+
+    def allowed(self, form: RecordForm, time: float, record_id: str, call: Call) -> bool:
+        if self.room:
+            self.record(replace(form.record, time=time, id=record_id, call=call))
+        return self.room
+
+    def ended(self, form: RecordForm, time: float, record_id: str, sizes: tuple[int, int], seconds: float) -> bool:
+        self.record(replace(form.record, time=time, id=record_id, outcome=Outcome(200, *sizes, seconds)))
+        return True
 
     def of(self, event: AuditEvent) -> list[AuditRecord]:
         return [record for record in self.all if record.event is event]

@@ -3,7 +3,7 @@
 import pytest
 
 from agentd.gateway.http.head import RequestHead
-from agentd.gateway.http.heads import KnownHeads
+from agentd.gateway.http.heads import KnownAnswers, KnownHeads
 from agentd.gateway.http.limits import HttpLimits
 from tests.gateway.harness import ALICE, BOB, Lab, tool
 
@@ -32,11 +32,10 @@ def known(**fields: object) -> KnownHeads:
 def test_a_known_head_is_found_with_the_length_and_body_of_each_request(body: bytes) -> None:
     found = known().find(request(body), LIMITS)
     assert found is not None
-    again, given = found
-    assert given == body
+    again, start = found
+    assert request(body)[start:] == body
     assert again.headers == head(len(body)).headers
     assert again.fields == head(len(body)).fields
-    assert again.keep_alive
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_what_differs_in_anything_but_the_length_is_left_to_the_parser(data: byt
 
 @pytest.mark.parametrize(
     "fields",
-    [{"keep_alive": False}, {"version": "1.0"}, {"repeated": frozenset({b"mcp-name"})}, {"fields": {b"expect": b"x"}}],
+    [{"version": "1.0"}, {"repeated": frozenset({b"mcp-name"})}, {"fields": {b"expect": b"x"}}],
 )
 def test_an_unusual_head_is_not_remembered(fields: dict[str, object]) -> None:
     assert known(**fields).find(request(b"four"), LIMITS) is None
@@ -88,16 +87,14 @@ def test_heads_are_forgotten_before_they_fill_memory() -> None:
     assert heads.find(request(b"four", after=b"\r\nmcp-name: 999"), LIMITS) is not None
 
 
-def test_closing_one_connection_closes_no_other_request_with_the_same_head() -> None:
+def test_heads_that_differ_in_their_length_alone_are_kin() -> None:
     heads = known()
-    first, second = heads.find(request(b"four"), LIMITS), heads.find(request(b"four"), LIMITS)
-    assert first is not None
-    first[0].keep_alive = False
-    assert second is not None
-    assert second[0].keep_alive
-    third = heads.find(request(b"four"), LIMITS)
-    assert third is not None
-    assert third[0].keep_alive
+    heads.learn(request(b"four", after=b"\r\nmcp-name: y"), head(4), b"four", LIMITS)
+    found = [heads.find(request(body), LIMITS) for body in (b"four", b"three", b"four")]
+    other = heads.find(request(b"four", after=b"\r\nmcp-name: y"), LIMITS)
+    kin = [one[0].kin for one in (*found, other) if one is not None]
+    assert kin[0] is not None
+    assert kin[0] is kin[1] is kin[2] is not kin[3]
 
 
 async def test_callers_with_one_head_stay_who_they_are(lab: Lab) -> None:
@@ -114,3 +111,56 @@ async def test_callers_with_one_head_stay_who_they_are(lab: Lab) -> None:
     assert [dict(seen.headers)["content-length"] for seen in upstream.seen] == [
         str(len(seen.body)) for seen in upstream.seen
     ]
+
+
+def answer(body: bytes, more: bytes = b"", start: bytes = b"HTTP/1.1 200 OK\r\n") -> bytes:
+    return start + b"content-length: %d\r\n" % len(body) + more + b"\r\n" + body
+
+
+def read(data: bytes, body: bytes, status: int = 200) -> KnownAnswers:
+    """Answers, after the parser read this one."""
+    lines = data.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    headers = [(name.lower(), value) for name, _, value in (line.partition(b": ") for line in lines)]
+    answers = KnownAnswers()
+    answers.learn(data, status, headers, body)
+    return answers
+
+
+@pytest.mark.parametrize("body", [b"four", b"three", b""])
+def test_a_known_answers_head_is_found_with_the_length_of_each(body: bytes) -> None:
+    found = read(answer(b"four", b"x-a: 1\r\n"), b"four").find(answer(body, b"x-a: 1\r\n"))
+    assert found is not None
+    head, start = found
+    assert (head.status, head.headers) == (200, [(b"content-length", b"%d" % len(body)), (b"x-a", b"1")])
+    assert answer(body, b"x-a: 1\r\n")[start:] == body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        answer(b"four")[:-1],
+        answer(b"four") + b"H",
+        answer(b"four", b"x: 1\r\n"),
+        answer(b"four", b"transfer-encoding: chunked\r\n"),
+        answer(b"four", b"connection: close\r\n"),
+        answer(b"four", b"content-length: 4\r\n"),
+        answer(b"four", start=b"HTTP/1.1 500 OK\r\n"),
+    ],
+)
+def test_an_answer_that_differs_in_anything_but_the_length_is_left_to_the_parser(data: bytes) -> None:
+    assert read(answer(b"four"), b"four").find(data) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (answer(b"four", b"connection: close\r\n"), 200),
+        (answer(b"four", b"transfer-encoding: chunked\r\n"), 200),
+        (answer(b"four", b"x: 1\r\nx: 2\r\n"), 200),
+        (answer(b"four", start=b"HTTP/1.0 200 OK\r\n"), 200),
+        (answer(b"four", start=b"HTTP/1.1 304 OK\r\n"), 304),
+        (answer(b"four", start=b"HTTP/1.1 103 OK\r\n"), 103),
+    ],
+)
+def test_an_unusual_answers_head_is_not_remembered(data: bytes, status: int) -> None:
+    assert read(data, b"four", status).find(data) is None

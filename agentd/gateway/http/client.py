@@ -11,8 +11,10 @@ from typing import Any, Final, cast
 import httptools
 
 from ..types import UpstreamError
+from .head import AnswerHead
+from .heads import KnownAnswers
 
-__all__ = ["Response", "UpstreamConnection"]
+__all__ = ["Heard", "Response", "UpstreamConnection"]
 
 _HEADER_BYTES: Final = 64 * 1024
 _HELD: Final = 256 * 1024  # bytes of an answer that wait to be read before the upstream is held back
@@ -22,17 +24,28 @@ _LAST_CHUNK: Final = b"0\r\n\r\n"
 class Response:
     """An upstream's answer (`UpstreamResponse`)."""
 
-    __slots__ = ("_chunks", "_connection", "_error", "_held", "_waiter", "complete", "headers", "status")
+    known: AnswerHead | None = None  # the head, if it came before
+    complete = False  # everything has arrived, though it may not have been read
+    _held = 0
+    _error: UpstreamError | None = None
+    _waiter: asyncio.Future[None] | None = None
 
     def __init__(self, connection: "UpstreamConnection") -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
-        self.complete = False  # everything has arrived, though it may not have been read
         self._connection: UpstreamConnection | None = connection
         self._chunks: deque[bytes] = deque()
-        self._held = 0
-        self._error: UpstreamError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+
+    def came_whole(self, head: AnswerHead, body: bytes) -> None:
+        """The answer is there, behind a head that is known."""
+        self.known, self.status, self.headers = head, head.status, head.headers
+        self._chunks.append(body)
+        self.complete = True
+        self._connection = None
+
+    def piece(self) -> bytes | None:
+        """The whole body; None unless it is there in one piece."""
+        return self._chunks[0] if self.complete and len(self._chunks) == 1 else None
 
     async def read(self) -> bytes:
         """The next bytes; b"" at the end. Raises UpstreamError."""
@@ -86,16 +99,26 @@ class Response:
             self._waiter.set_result(None)
 
 
+# Told once of each request: the answer, when its head is there, or why there is none.
+Heard = Callable[[Response | UpstreamError], None]
+
+
 class UpstreamConnection(asyncio.Protocol):
-    """One connection, one request at a time. `released` is called when it may take the next one."""
+    """One connection, one request at a time. `released` is called when it may take the next one.
+
+    `known`: the heads of answers that came before, on any connection to the same upstream.
+    """
 
     __slots__ = (
         "_drained",
-        "_head",
+        "_fresh",
+        "_head_came",
         "_header_bytes",
+        "_heard",
         "_interim",
         "_is_head",
         "_keep",
+        "_known",
         "_loop",
         "_parser",
         "_paused",
@@ -110,12 +133,15 @@ class UpstreamConnection(asyncio.Protocol):
         "used",
     )
 
-    def __init__(self, released: Callable[["UpstreamConnection", bool], None]) -> None:
+    def __init__(self, released: Callable[["UpstreamConnection", bool], None], known: KnownAnswers) -> None:
         self._released = released
+        self._known = known
         self._loop = asyncio.get_running_loop()
         self._parser: Any = httptools.HttpResponseParser(self)
         self._response: Response | None = None
-        self._head: asyncio.Future[Response] | None = None
+        self._heard: Heard | None = None  # who is to be told of the answer
+        self._head_came = False
+        self._fresh = False  # nothing of the answer has come
         self._header_bytes = 0  # of headers that have ended
         self._unfinished = 0  # bytes that came before the end of the head
         self._interim = False
@@ -142,23 +168,43 @@ class UpstreamConnection(asyncio.Protocol):
         """Send one request; returns when the answer's head is there. Raises UpstreamError; cancelling it cancels."""
         if self.closed:
             raise UpstreamError("the upstream closed the connection", reached=False)
+        head_came: asyncio.Future[Response] = self._loop.create_future()
+
+        def heard(found: Response | UpstreamError) -> None:
+            if isinstance(found, UpstreamError):
+                if not head_came.done():
+                    head_came.set_exception(found)
+            elif head_came.done():
+                found.close()  # it was cancelled
+            else:
+                head_came.set_result(found)
+
+        self.begin(head + body, heard, is_head=is_head)
+        if content is not None:
+            self._pump = self._loop.create_task(self._send(content, chunked=chunked))
+        try:
+            return await head_came
+        except asyncio.CancelledError:
+            if self._heard is heard:
+                self.abort()
+            elif not head_came.cancelled() and head_came.exception() is None:
+                head_came.result().close()  # whole, the connection may be somebody else's already
+            raise
+
+    def begin(self, request: bytes, heard: Heard, *, is_head: bool = False) -> None:
+        """Send one request, on a connection that is not closed. `heard` is told of its answer, never at once."""
         self.used += 1
         if self._is_head:
             self._parser = httptools.HttpResponseParser(self)  # the old one still waits for a body
         self._response = Response(self)
-        self._head = self._loop.create_future()
+        self._heard = heard
+        self._head_came = self._interim = False
+        self._fresh = not is_head
         self._header_bytes = 0
         self._unfinished = 0
         self._is_head = is_head
         self._until_close = False
-        self.transport.write(head + body)
-        if content is not None:
-            self._pump = self._loop.create_task(self._send(content, chunked=chunked))
-        try:
-            return await self._head
-        except asyncio.CancelledError:
-            self.abort()
-            raise
+        self.transport.write(request)
 
     async def _send(self, content: AsyncIterator[bytes], *, chunked: bool) -> None:
         """Send a streamed body. What ends it early breaks the connection: half a body must not look whole."""
@@ -186,22 +232,49 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
 
     def data_received(self, data: bytes) -> None:
-        if self._response is None:
+        response = self._response
+        if response is None:
             self.abort()  # nobody asked: whatever it is, it must not answer the next request
+            return
+        fresh, self._fresh = self._fresh, False
+        if fresh and (found := self._known.find(data)) is not None:
+            head, start = found
+            response.came_whole(head, data[start:])
+            self._response = None
+            self._keep = True
+            if self._pump is None:
+                self._released(self, True)
+            self._tell(response)
             return
         try:
             self._parser.feed_data(data)
-            self._count_head(len(data))
         except httptools.HttpParserUpgrade:
             self._fail(UpstreamError("the upstream switched protocols unasked", reached=True))
             self.abort()
         except httptools.HttpParserError as error:
             self._fail(UpstreamError(f"the upstream's answer is not HTTP/1.1: {error}", reached=True))
             self.abort()
+        else:
+            if fresh and self._response is None and self._keep:
+                self._learn(data, response)
+        if self._head_came:
+            self._tell(response)
+        else:
+            self._count_head(len(data))
+
+    def _learn(self, data: bytes, response: Response) -> None:
+        body = response.piece()
+        if body is not None:
+            self._known.learn(data, response.status, response.headers, body)
+
+    def _tell(self, found: Response | UpstreamError) -> None:
+        heard, self._heard = self._heard, None
+        if heard is not None:
+            heard(found)
 
     def _count_head(self, size: int) -> None:
         """The parser keeps a header to itself until it has ended; one without end must not fill memory."""
-        if self._head is not None and not self._head.done():
+        if self._heard is not None:
             self._unfinished += size
             if self._unfinished > 2 * _HEADER_BYTES:
                 self._fail(UpstreamError("the upstream's headers do not end", reached=True))
@@ -236,7 +309,7 @@ class UpstreamConnection(asyncio.Protocol):
             raise ValueError("an answer that nobody asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._response is None or self._head is None or self._head.done():
+        if self._response is None or self._head_came:
             return  # a trailer
         self._header_bytes += len(name) + len(value)
         if self._header_bytes > _HEADER_BYTES:
@@ -245,7 +318,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         response = self._response
-        if response is None or self._head is None:
+        if response is None:
             return
         status = self._parser.get_status_code()
         self._interim = 100 <= status < 200
@@ -257,8 +330,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._until_close = not framed and not self._is_head and status not in {204, 304}
         self._keep = self._parser.should_keep_alive() and not self._until_close
         response.status = status
-        if not self._head.done():
-            self._head.set_result(response)
+        self._head_came = True
         if self._is_head:
             self._end()  # llhttp does not know that the request was HEAD, and would wait for a body
 
@@ -285,8 +357,7 @@ class UpstreamConnection(asyncio.Protocol):
         response, self._response = self._response, None
         if response is not None:
             response.fail(error)
-        if self._head is not None and not self._head.done():
-            self._head.set_exception(error)
+        self._tell(response if self._head_came and response is not None else error)
 
     # --- what the response and the pool ask for
 
@@ -301,6 +372,10 @@ class UpstreamConnection(asyncio.Protocol):
         if self._paused and not self.closed:
             self._paused = False
             self.transport.resume_reading()
+
+    def rest(self) -> None:
+        """Nothing is asked of it from now on."""
+        self.idle_since = self._loop.time()
 
     def abort(self) -> None:
         """End it now."""

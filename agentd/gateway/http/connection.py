@@ -7,36 +7,47 @@ import asyncio
 import logging
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httptools
 
 from .exchange import Exchange
 from .head import BadRequestError, RequestHead, check_request, render_head
+from .offers import body_parser
 
 if TYPE_CHECKING:
     from .server import Server
 
-__all__ = ["Connection"]
+__all__ = ["Begun", "Connection"]
 
 log = logging.getLogger("agentd.gateway.http")
 
-# Some clients (Java's among them) offer HTTP/2 on every request; llhttp then stops before the body. What follows is
-# read by a parser that was told how long it is.
-_BODY_ONLY: Final = b"POST / HTTP/1.1\r\n%b: %b\r\n\r\n"
+
+class Begun(Protocol):
+    """An exchange that was begun outside of the connection's task, and has not ended."""
+
+    def cancel(self) -> None:
+        """End it: nobody waits for it any more."""
+        ...
+
+    async def rest(self) -> None:
+        """Serve what is left of it, which must wait."""
+        ...
 
 
 class Connection(asyncio.Protocol):
-    """One client. Its requests are served one after the other, by one task.
+    """One client. Its requests are served one after the other, by one task; those that need not wait, without it.
 
     `fault`: what it did wrong by coming here at all, which is its only answer.
     """
 
     __slots__ = (
+        "_begun",
         "_current",
         "_discarding",
         "_drained",
         "_fault",
+        "_handed_over",
         "_head_bytes",
         "_headers",
         "_incoming",
@@ -66,6 +77,8 @@ class Connection(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         self._incoming: Exchange | None = None  # whose head or body is arriving
         self._current: Exchange | None = None  # that is being served
+        self._begun: Begun | None = None  # how, when the task has no part in it
+        self._handed_over = False  # it is the task's now
         self._wanted: asyncio.Future[None] | None = None  # the task waits for a request
         self._drained: asyncio.Future[None] | None = None  # set while the client does not take what we write
         self._fault = fault
@@ -108,7 +121,8 @@ class Connection(asyncio.Protocol):
         if between:
             known = self._server.heads.find(data, self.limits)
             if known is not None:
-                self._arrived_whole(*known)
+                head, start = known
+                self._arrived_whole(head, data[start:])
                 return
             if self._current is None:
                 self.deadline = self._now + self.limits.head_seconds
@@ -125,17 +139,22 @@ class Connection(asyncio.Protocol):
 
     def _arrived_whole(self, head: RequestHead, body: bytes) -> None:
         """A whole request behind a head that the parser knows already."""
-        exchange = Exchange(self)
-        exchange.arrived_whole(head, body)
-        self._queue.append(exchange)
+        exchange = Exchange(self, head)
+        exchange.arrived_whole(body)
         self.deadline = math.inf
-        self._wake()
+        waiting = self._wanted is not None and not self._wanted.done() and self._begun is None
+        if waiting and (begun := self._server.app.begin(exchange)) is not None:
+            self._current, self._begun = exchange, begun
+        else:
+            self._queue.append(exchange)
+            self._wake()
 
     def _remember(self, data: bytes) -> None:
         if self._fault is None and len(self._queue) == 1:
-            body = self._queue[0].whole_body()
-            if body is not None:
-                self._server.heads.learn(data, self._queue[0].head, body, self.limits)
+            exchange = self._queue[0]
+            body = exchange.whole_body()
+            if body is not None and exchange.keep_alive:
+                self._server.heads.learn(data, exchange.head, body, self.limits)
 
     def eof_received(self) -> bool:
         return False  # half a connection is no connection: a client that stopped sending has cancelled
@@ -174,7 +193,7 @@ class Connection(asyncio.Protocol):
         if len(self._queue) >= self.limits.pipelined:
             self._blame(BadRequestError(400, "too many requests before the first answer"))
             return
-        self._incoming = Exchange(self)
+        self._incoming = Exchange(self, RequestHead())
         self._headers = self._incoming.head.headers
         self._head_bytes = 0
         self._offered = False
@@ -204,7 +223,7 @@ class Connection(asyncio.Protocol):
         head.arrived()
         # llhttp takes an offered upgrade for the end of persistence; it is not
         self._offered = parser.should_upgrade()
-        head.keep_alive = parser.should_keep_alive() or (self._offered and head.version == "1.1")
+        incoming.keep_alive = parser.should_keep_alive() or (self._offered and head.version == "1.1")
         try:
             if self._head_bytes + self._segment > self.limits.header_bytes:
                 self._weigh(head.headers)
@@ -235,13 +254,8 @@ class Connection(asyncio.Protocol):
         if incoming is None or incoming.head.method == "CONNECT" or self._fault is not None:
             self._blame(BadRequestError(501, "this server passes no tunnels"))
             return
-        framing = next(
-            (pair for pair in incoming.head.headers if pair[0] in {b"content-length", b"transfer-encoding"}),
-            (b"content-length", b"0"),
-        )
-        self._parser = httptools.HttpRequestParser(_Continued(self))
+        self._parser = body_parser(incoming.head.headers, self)
         self._offered = False
-        self._parser.feed_data(_BODY_ONLY % framing)
         if rest:
             self.data_received(rest)
 
@@ -277,7 +291,8 @@ class Connection(asyncio.Protocol):
     # --- the task
 
     def _wake(self) -> None:
-        if self._wanted is not None and not self._wanted.done():
+        """Let the task look what there is to do; what was begun without it comes first."""
+        if self._begun is None and self._wanted is not None and not self._wanted.done():
             self._wanted.set_result(None)
 
     async def _run(self) -> None:
@@ -294,14 +309,17 @@ class Connection(asyncio.Protocol):
             log.exception("a request from %s could not be served", self.peer)
             self.transport.abort()
         finally:
-            self._current = None
+            begun, self._begun, self._current = self._begun, None, None
             self._server.orphans.discard(self)
+            if begun is not None:
+                begun.cancel()
 
     async def _serve_all(self) -> None:
         while (exchange := await self._next()) is not None:
+            begun, self._begun = self._begun, None
             self._current = exchange
             try:
-                await self._server.app.serve(exchange)
+                await (self._server.app.serve(exchange) if begun is None else begun.rest())
             except BadRequestError as error:
                 if not exchange.started and not self.closed:
                     self._refuse(error)
@@ -312,7 +330,10 @@ class Connection(asyncio.Protocol):
 
     async def _next(self) -> Exchange | None:
         """The next request; None when there is none to come."""
-        while not self._queue:
+        while not self._queue or self._begun is not None:
+            if self._handed_over:
+                self._handed_over = False
+                return self._current
             if self.closed:
                 return None
             if self._fault is not None:
@@ -332,7 +353,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()  # an answer without its end must not look like one with it
         elif not exchange.complete_body:
             self._linger()  # the rest of its body would be read as a request
-        elif not exchange.head.keep_alive:
+        elif not exchange.keep_alive:
             self.transport.close()
         else:
             arriving = self._incoming is not None
@@ -359,7 +380,19 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.close()
 
-    # --- what exchanges and the server ask for
+    # --- what exchanges, what was begun, and the server ask for
+
+    def has_ended(self, exchange: Exchange) -> None:
+        """What was begun without the task is over."""
+        self._begun = self._current = None
+        if self.closed or (self._goes_on(exchange) and (self._queue or self._fault is not None)):
+            self._wake()
+
+    def has_to_wait(self) -> None:
+        """What was begun without the task goes on in it."""
+        self._handed_over = True
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_result(None)
 
     async def drain(self) -> None:
         """Wait until the client has taken what was written."""
@@ -382,7 +415,7 @@ class Connection(asyncio.Protocol):
         if self._current is None:
             self._wake()
         else:
-            self._current.head.keep_alive = False
+            self._current.keep_alive = False
 
     def abort(self) -> asyncio.Task[None] | None:
         """End everything now; returns the task that is ending."""
@@ -390,22 +423,6 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
         self.transport.abort()
         return self._task
-
-
-class _Continued:
-    """Listens to a body-only parser for its connection."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def on_body(self, body: bytes) -> None:
-        self._connection.on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._connection.on_message_complete()
-        self._connection.next_parser()
 
 
 def _fault_of(error: Exception) -> BadRequestError:

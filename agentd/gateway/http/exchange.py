@@ -25,44 +25,29 @@ class Exchange:
     """A request being answered. Writing to a client that is gone does nothing; `gone` tells.
 
     `ends_with_client`: serving it is cancelled when the client goes; set it to False for what must go on.
+    `keep_alive`: another request may follow on the connection.
     """
 
-    __slots__ = (
-        "_body",
-        "_buffered",
-        "_chunked",
-        "_connection",
-        "_fault",
-        "_paused",
-        "_waiter",
-        "_whole",
-        "bytes_out",
-        "complete_body",
-        "complete_head",
-        "ended",
-        "ends_with_client",
-        "gone",
-        "head",
-        "started",
-    )
+    # Defaults are the class's: one is made for every call, and few are changed.
+    complete_head = False
+    complete_body = False
+    started = False  # the answer's head was written
+    ended = False  # the answer is whole
+    gone = False
+    keep_alive = True
+    ends_with_client = True
+    bytes_out = 0
+    _buffered = 0
+    _chunked = False
+    _paused = False  # the client is held back
+    _whole = False  # the body is wanted whole, up to a limit
+    _fault: BadRequestError | None = None
+    _waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: "Connection", head: RequestHead) -> None:
         self._connection = connection
-        self.head = RequestHead()
-        self.complete_head = False
-        self.complete_body = False
-        self.started = False  # the answer's head was written
-        self.ended = False  # the answer is whole
-        self.gone = False
-        self.ends_with_client = True
-        self.bytes_out = 0
+        self.head = head
         self._body: deque[bytes] = deque()
-        self._buffered = 0
-        self._chunked = False
-        self._paused = False  # the client is held back
-        self._whole = False  # the body is wanted whole, up to a limit
-        self._fault: BadRequestError | None = None
-        self._waiter: asyncio.Future[None] | None = None
 
     @property
     def peer(self) -> str:
@@ -135,9 +120,8 @@ class Exchange:
 
     # --- events of the connection
 
-    def arrived_whole(self, head: RequestHead, body: bytes) -> None:
+    def arrived_whole(self, body: bytes) -> None:
         """All of the request is there."""
-        self.head = head
         self._body.append(body)
         self._buffered = len(body)
         self.complete_head = self.complete_body = True
@@ -145,6 +129,10 @@ class Exchange:
     def whole_body(self) -> bytes | None:
         """The body, if it has come whole, in one piece."""
         return self._body[0] if self.complete_body and len(self._body) == 1 else None
+
+    def take_body(self) -> None:
+        """It was passed on."""
+        self._body.clear()
 
     def body_arrived(self, data: bytes) -> bool:
         """Returns whether the client is held back now."""
@@ -190,6 +178,16 @@ class Exchange:
         self.bytes_out += len(body)
         self._connection.transport.write(head + body)
 
+    def reply_behind(self, head: bytes, body: bytes) -> None:
+        """The whole answer to a POST of HTTP/1.1, behind a head that lacks but its length and its end."""
+        self.ended = True
+        if self.gone:
+            return
+        self.started = True
+        self.bytes_out = len(body)
+        end = b"" if self.keep_alive else b"connection: close\r\n"
+        self._connection.transport.write(b"%bcontent-length: %d\r\n%b\r\n%b" % (head, len(body), end, body))
+
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         """The answer's head. `length` None: its end will be marked, or for HTTP/1.0 told by closing."""
         self.started = True
@@ -204,7 +202,7 @@ class Exchange:
             self._chunked = True
             pairs.append((b"transfer-encoding", b"chunked"))
         elif not bodiless:
-            self.head.keep_alive = False
+            self.keep_alive = False
         self._connection.transport.write(self._render(status, pairs))
 
     def write(self, data: bytes) -> None:
@@ -233,6 +231,14 @@ class Exchange:
         if not self.gone:
             self._connection.transport.abort()
 
+    def has_ended(self) -> None:
+        """It was begun without the connection's task, and is over."""
+        self._connection.has_ended(self)
+
+    def has_to_wait(self) -> None:
+        """It was begun without the connection's task, which is to serve the rest."""
+        self._connection.has_to_wait()
+
     def cancel(self) -> None:
         """End the exchange from outside, also one that goes on without its client."""
         self.ends_with_client = True
@@ -240,8 +246,8 @@ class Exchange:
 
     def _render(self, status: int, pairs: list[tuple[bytes, bytes]]) -> bytes:
         if not self.complete_body:
-            self.head.keep_alive = False
-        if not self.head.keep_alive:
+            self.keep_alive = False
+        if not self.keep_alive:
             pairs.append((b"connection", b"close"))
         elif self.head.version == "1.0":
             pairs.append((b"connection", b"keep-alive"))

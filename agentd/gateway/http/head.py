@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
-from ..types import Caller, Headers
+from ..types import Headers
 
 __all__ = [
     "HOP_BY_HOP",
+    "AnswerHead",
     "BadRequestError",
     "RequestHead",
     "check_request",
@@ -63,17 +64,17 @@ class RequestHead:
     """A request's head. `headers`: names in lower case, in the order they came.
 
     `fields`: by name, the last of equal ones. `repeated`: names of what came more than once; whoever decides by a field
-    asks there first. `passed`: what goes upstream of such a head, by who calls; None for a head that is not remembered.
+    asks there first. `kin`: the same for all heads that differ in nothing but the length, for whoever remembers what
+    follows from them; None for one that will not be known when it comes again.
     """
 
     method: str = ""
     target: bytes = b""
     version: str = "1.1"
-    keep_alive: bool = True
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     fields: dict[bytes, bytes] = field(default_factory=dict)
     repeated: frozenset[bytes] = _NONE
-    passed: dict[Caller, list[tuple[bytes, bytes]]] | None = None
+    kin: object | None = None
 
     def arrived(self) -> None:
         """All headers are there."""
@@ -81,6 +82,15 @@ class RequestHead:
         if len(self.fields) != len(self.headers):
             counts = Counter(name for name, _ in self.headers)
             self.repeated = frozenset(name for name, count in counts.items() if count > 1)
+
+
+@dataclass(slots=True, eq=False)
+class AnswerHead:
+    """An answer's head that came before; `kin` as with requests. Not to be changed."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    kin: object
 
 
 def find(headers: Headers, name: bytes) -> bytes | None:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ..types import UpstreamError, UpstreamRequest, UpstreamResponse
 from .client import UpstreamConnection
+from .heads import KnownAnswers
 
 __all__ = ["HttpUpstream"]
 
@@ -37,6 +38,7 @@ class HttpUpstream:
         self._limit = connections
         self._all: set[UpstreamConnection] = set()
         self._idle: list[UpstreamConnection] = []
+        self._answers = KnownAnswers()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -44,7 +46,7 @@ class HttpUpstream:
         """Send the request; returns when the answer's head is there. Raises UpstreamError."""
         head = self._head(request)
         while True:
-            connection = self._kept() or await self._connect()
+            connection = self.kept() or await self._connect()
             fresh = connection.used == 0
             try:
                 return await connection.ask(
@@ -57,6 +59,20 @@ class HttpUpstream:
             except UpstreamError as error:
                 if fresh or (error.reached and not request.replayable) or request.content is not None:
                     raise
+
+    def kept(self) -> UpstreamConnection | None:
+        """A connection that takes a request now, for the caller alone: to begin one on, or to give back."""
+        oldest = asyncio.get_running_loop().time() - _IDLE_SECONDS
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed and not connection.transport.is_closing() and connection.idle_since >= oldest:
+                return connection
+            connection.abort()
+        return None
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """It was not used after all."""
+        self._released(connection, True)
 
     async def check(self) -> str | None:
         """Does it take connections?"""
@@ -71,8 +87,7 @@ class HttpUpstream:
         return None
 
     def _head(self, request: UpstreamRequest) -> bytes:
-        lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method.encode(), request.target, self._authority)]
-        lines += [b"%b: %b\r\n" % pair for pair in request.headers]
+        lines = [self._start(request)]
         if request.content is not None:
             framing = (
                 b"transfer-encoding: chunked" if request.length is None else b"content-length: %d" % request.length
@@ -83,14 +98,14 @@ class HttpUpstream:
         lines.append(b"\r\n")
         return b"".join(lines)
 
-    def _kept(self) -> UpstreamConnection | None:
-        oldest = asyncio.get_running_loop().time() - _IDLE_SECONDS
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed and not connection.transport.is_closing() and connection.idle_since >= oldest:
-                return connection
-            connection.abort()
-        return None
+    def head_before_length(self, request: UpstreamRequest) -> bytes:
+        """A head that only lacks its length, two line ends and the body."""
+        return self._start(request) + b"content-length: "
+
+    def _start(self, request: UpstreamRequest) -> bytes:
+        lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method.encode(), request.target, self._authority)]
+        lines += [b"%b: %b\r\n" % pair for pair in request.headers]
+        return b"".join(lines)
 
     async def _connect(self) -> UpstreamConnection:
         if self._closed:
@@ -101,7 +116,7 @@ class HttpUpstream:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self._released), self.host, self.port, ssl=self._tls
+                    lambda: UpstreamConnection(self._released, self._answers), self.host, self.port, ssl=self._tls
                 )
         except TimeoutError:
             raise UpstreamError(
@@ -121,11 +136,10 @@ class HttpUpstream:
             if not connection.closed:
                 connection.abort()
             return
-        loop = asyncio.get_running_loop()
-        connection.idle_since = loop.time()
+        connection.rest()
         self._idle.append(connection)
         if self._sweep is None:
-            self._sweep = loop.call_later(_IDLE_SECONDS, self._close_old)
+            self._sweep = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._close_old)
 
     def _close_old(self) -> None:
         loop = asyncio.get_running_loop()

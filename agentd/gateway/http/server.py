@@ -9,7 +9,7 @@ import ssl
 from contextlib import suppress
 from typing import Protocol
 
-from .connection import Connection
+from .connection import Begun, Connection
 from .doorway import Doorway
 from .exchange import Exchange
 from .heads import KnownHeads
@@ -23,6 +23,13 @@ class App(Protocol):
 
     async def admit(self, peer: str) -> bool:
         """May this address talk to us at all? False: the connection ends without a byte."""
+        ...
+
+    def begin(self, exchange: Exchange) -> Begun | None:
+        """Answer one request that is there whole, without waiting for anybody but the upstream.
+
+        None: nothing was done; `serve` is to answer it. What was begun says so to the exchange when it has ended.
+        """
         ...
 
     async def serve(self, exchange: Exchange) -> None:

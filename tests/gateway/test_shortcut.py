@@ -1,0 +1,432 @@
+"""Calls like one before are passed on without a task: no less is looked at, and nothing else comes out.
+
+`warm` sends a call until the next one like it takes the shortcut; `taken` counts those that did.
+"""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from agentd.gateway.http.client import UpstreamConnection
+from agentd.gateway.http.connection import Begun
+from agentd.gateway.http.exchange import Exchange
+from agentd.gateway.http.heads import KnownAnswers
+from agentd.gateway.identity import StaticIdentity
+from agentd.gateway.proxy import ServiceApp
+from agentd.gateway.types import AuditEvent, Code
+from tests.gateway.harness import ALICE, BOB, CALLERS, Answer, Client, Lab, Seen, body, echo, soon, tool
+
+GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add", "other"]}
+LEGACY = {"mcp-protocol-version": "2025-06-18"}
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Exchange]:
+    """What took the shortcut."""
+    found: list[Exchange] = []
+    begin = ServiceApp.begin
+
+    def counted(app: ServiceApp, exchange: Exchange) -> Begun | None:
+        begun = begin(app, exchange)
+        if begun is not None:
+            found.append(exchange)
+        return begun
+
+    monkeypatch.setattr(ServiceApp, "begin", counted)
+    return found
+
+
+async def warm(client: Client, taken: list[Exchange], request: tuple[bytes, dict[str, str]] | None = None) -> None:
+    """The next request with this head takes the shortcut, if nothing forbids it."""
+    for _ in range(4):
+        before = len(taken)
+        assert (await client.call(request or tool())).status == 200
+        if len(taken) > before:
+            return
+    raise AssertionError("no call took the shortcut")
+
+
+def legacy(name: str = "add", number: object = 1, **headers: str) -> tuple[bytes, dict[str, str]]:
+    return body("tools/call", number, None, name=name, arguments={}), {**LEGACY, **headers}
+
+
+async def test_each_call_is_passed_answered_and_recorded_as_itself(lab: Lab, taken: list[Exchange]) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream)
+    client = await lab.client(running)
+    await warm(client, taken)
+    del upstream.seen[:], running.records.all[:], taken[:]
+    numbers: list[object] = [7, "seven", 'quo"te %d', -1, 2**60]
+    for number in numbers:
+        answer = await client.call(tool(number=number, text=f"for {number}"))
+        assert (answer.status, answer.json["id"]) == (200, number)
+    assert len(taken) == len(numbers)
+    assert [seen.body for seen in upstream.seen] == [tool(number=one, text=f"for {one}")[0] for one in numbers]
+    assert all(seen.get("content-length") == str(len(seen.body)) for seen in upstream.seen)
+    allowed, ended = running.records.of(AuditEvent.CALL_ALLOWED), running.records.of(AuditEvent.CALL_ENDED)
+    assert [record.call.request_id for record in allowed if record.call is not None] == numbers
+    assert [record.call.arguments for record in allowed if record.call] == [{"text": f"for {one}"} for one in numbers]
+    assert [record.id for record in ended] == [record.id for record in allowed]
+    assert len({record.id for record in ended}) == len(numbers)
+    sizes = [(len(seen.body), record.outcome.bytes_in) for seen, record in zip(upstream.seen, ended, strict=True)]
+    assert all(sent == told for sent, told in sizes)
+
+
+async def test_callers_with_the_same_bytes_stay_who_they_are(lab: Lab, taken: list[Exchange]) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream, grants=[GRANT])
+    alice, bob = await lab.client(running, ALICE), await lab.client(running, BOB)
+    await warm(alice, taken)
+    await warm(bob, taken)
+    del upstream.seen[:]
+    for client in (alice, bob, alice):
+        assert (await client.call(tool())).status == 200
+    assert [seen.get("wardmesh-node") for seen in upstream.seen] == ["alice", "bob", "alice"]
+
+
+async def test_a_session_in_a_known_head_is_its_callers_alone(lab: Lab, taken: list[Exchange]) -> None:
+    async def behaviour(seen: Seen) -> None:
+        if seen.json["method"] == "initialize":
+            data = json.dumps({"jsonrpc": "2.0", "id": seen.json["id"], "result": {}}).encode()
+            seen.reply(data, mcp_session_id="upstreams-own")
+        else:
+            await echo(seen)
+
+    upstream = await lab.upstream(behaviour)
+    running = await lab.gateway(upstream, grants=[GRANT])
+    alice, bob = await lab.client(running, ALICE), await lab.client(running, BOB)
+    opened = await alice.ask("POST", body("initialize", 0, None, protocolVersion="2025-06-18"), LEGACY)
+    session = opened.get("mcp-session-id") or ""
+    request = legacy(**{"mcp-session-id": session})
+    await warm(alice, taken, request)
+    assert upstream.seen[-1].get("mcp-session-id") == "upstreams-own"
+    assert (await bob.call(request)).status == 404
+    assert (await alice.call(request)).status == 200
+
+
+async def test_a_policy_that_changed_between_two_equal_calls_decides_the_second(
+    lab: Lab, taken: list[Exchange]
+) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream)
+    client = await lab.client(running)
+    await warm(client, taken)
+    await running.adopt([], without_alice=True)
+    seen = len(upstream.seen)
+    assert (await client.call(tool())).code == Code.DENIED
+    assert len(upstream.seen) == seen
+
+
+async def test_a_grant_that_expired_between_two_equal_calls_allows_no_more(
+    lab: Lab, taken: list[Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await lab.gateway(await lab.upstream(), grants=[{**GRANT, "expires": 2e9}])
+    client = await lab.client(running, BOB)
+    await warm(client, taken)
+    monkeypatch.setattr("time.time", lambda: 2e9 + 1)
+    assert (await client.call(tool())).code == Code.DENIED
+
+
+async def test_a_caller_that_left_between_two_equal_calls_gets_no_answer(lab: Lab, taken: list[Exchange]) -> None:
+    identity = StaticIdentity(CALLERS)
+    running = await lab.gateway(await lab.upstream(), identity=identity)
+    client = await lab.client(running)
+    await warm(client, taken)
+    del identity.callers[ALICE]
+    client.send("POST", *tool())
+    assert await client.rest() == b""
+
+
+async def test_an_address_that_became_another_callers_is_judged_as_theirs(lab: Lab, taken: list[Exchange]) -> None:
+    identity = StaticIdentity(CALLERS)
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream, identity=identity)
+    client = await lab.client(running)
+    await warm(client, taken)
+    identity.callers[ALICE] = CALLERS[BOB]
+    assert (await client.call(tool())).code == Code.DENIED
+
+
+async def test_arguments_are_judged_for_every_call(lab: Lab, taken: list[Exchange]) -> None:
+    rule = {"argument": "text", "tests": [{"test": "pattern", "pattern": "[a-z]*"}]}
+    rules = {**GRANT, "args": [{"tools": ["add"], "arguments": [rule]}]}
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream, grants=[rules])
+    client = await lab.client(running, BOB)
+    await warm(client, taken, tool(text="good"))
+    seen = len(upstream.seen)
+    assert (await client.call(tool(text="Evil"))).code == Code.ARGUMENT_DENIED
+    assert (await client.call(tool(nothing="good"))).code == Code.ARGUMENT_DENIED
+    assert len(upstream.seen) == seen
+    assert (await client.call(tool(text="good"))).status == 200
+
+
+async def test_a_rate_is_counted_for_every_call(lab: Lab, taken: list[Exchange]) -> None:
+    limits = [{"tools": ["add"], "rate": {"calls": 3, "seconds": 3600}}]
+    running = await lab.gateway(await lab.upstream(), grants=[{**GRANT, "limits": limits}])
+    client = await lab.client(running, BOB)
+    answers = [await client.call(tool()) for _ in range(5)]
+    assert [b'"error"' in answer.body for answer in answers] == [False] * 3 + [True] * 2
+    assert not taken
+
+
+def changed(**changes: Any) -> bytes:
+    message = json.loads(tool()[0])
+    message["params"] |= changes.pop("params", {})
+    message["params"]["_meta"] |= changes.pop("meta", {})
+    return json.dumps({**message, **changes}, separators=(",", ":")).encode()
+
+
+GOOD = tool()[0]
+REFUSED = {
+    "another tool than the head's": (changed(params={"name": "other"}), 400, -32020),
+    "another method than the head's": (changed(method="tools/list"), 400, -32020),
+    "another version than the head's": (changed(meta={"io.modelcontextprotocol/protocolVersion": "x"}), 400, -32020),
+    "a repeated key": (GOOD.replace(b'"id":1', b'"id":1,"id":2'), 400, -32600),
+    "a key in another case": (GOOD.replace(b'"id":1', b'"id":1,"Method":"x"'), 400, -32600),
+    "a batch": (b"[" + GOOD + b"]", 400, -32600),
+    "no id": (GOOD.replace(b'"id":1,', b""), 400, -32600),
+    "no JSON": (GOOD[:-1], 400, -32700),
+    "invalid UTF-8": (GOOD.replace(b'"add"', b'"\xff"'), 400, -32700),
+    "too deep": (changed(params={"arguments": {"a": json.loads("[" * 70 + "]" * 70)}}), 400, -32600),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_a_body_is_read_as_strictly_behind_a_known_head(lab: Lab, taken: list[Exchange], name: str) -> None:
+    data, status, code = REFUSED[name]
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream)
+    client = await lab.client(running)
+    await warm(client, taken)
+    seen = len(upstream.seen)
+    answer = await client.ask("POST", data, tool()[1])
+    assert (answer.status, answer.code) == (status, code)
+    assert len(upstream.seen) == seen
+
+
+SMUGGLED = {
+    "a second length": lambda head: head.replace(b"\r\n\r\n", b"\r\ncontent-length: 5\r\n\r\n"),
+    "a coding as well": lambda head: head.replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n"),
+    "a length with a sign": lambda head: head.replace(b"content-length: ", b"content-length: +"),
+    "a folded line": lambda head: head.replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n"),
+    "a bare line feed": lambda head: head.replace(b"\r\n\r\n", b"\n\r\n"),
+    "another host": lambda head: head.replace(b"host: 127", b"host: 128"),
+    "a foreign origin": lambda head: head.replace(b"\r\n\r\n", b"\r\norigin: https://evil.example\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", SMUGGLED)
+async def test_a_head_that_differs_from_a_known_one_is_not_taken_for_it(
+    lab: Lab, taken: list[Exchange], name: str
+) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream)
+    client = await lab.client(running)
+    await warm(client, taken)
+    seen, data = len(upstream.seen), tool()[0]
+    lines = {"content-type": "application/json", "host": client.host, "accept": "application/json, text/event-stream"}
+    lines |= {**tool()[1], "content-length": str(len(data))}
+    head = "POST /mcp HTTP/1.1\r\n" + "".join(f"{key}: {value}\r\n" for key, value in lines.items()) + "\r\n"
+    client.writer.write(SMUGGLED[name](head.encode()) + data)
+    assert (await client.answer()).status in {400, 403, 421}
+    assert len(upstream.seen) == seen
+
+
+async def test_what_follows_a_call_in_one_segment_is_served_after_it(lab: Lab, taken: list[Exchange]) -> None:
+    running = await lab.gateway(await lab.upstream())
+    client = await lab.client(running)
+    await warm(client, taken)
+    for number in range(3):
+        client.send("POST", *tool(number=number))
+    assert [(await client.answer()).json["id"] for _ in range(3)] == [0, 1, 2]
+
+
+async def test_a_call_that_comes_while_another_runs_is_answered_after_it(lab: Lab, taken: list[Exchange]) -> None:
+    held: list[Seen] = []
+
+    async def behaviour(seen: Seen) -> None:
+        if seen.json["id"] == "slow":
+            held.append(seen)
+        else:
+            await echo(seen)
+
+    running = await lab.gateway(await lab.upstream(behaviour))
+    client = await lab.client(running)
+    await warm(client, taken)
+    client.send("POST", *tool(number="slow"))
+    await soon(lambda: held)
+    client.send("POST", *tool(number="next"))
+    held[0].result()
+    assert [(await client.answer()).json["id"] for _ in range(2)] == ["slow", "next"]
+
+
+async def test_a_stream_begins_after_the_shortcut_and_passes_whole(lab: Lab, taken: list[Exchange]) -> None:
+    async def behaviour(seen: Seen) -> None:
+        if seen.json["id"] != "stream":
+            await echo(seen)
+            return
+        seen.start_events()
+        for data in (b'{"jsonrpc":"2.0","method":"notifications/x"}', b'{"jsonrpc":"2.0","id":"stream","result":{}}'):
+            seen.chunk(b"data: " + data + b"\n\n")
+            await seen.writer.drain()
+        seen.end_chunks()
+
+    running = await lab.gateway(await lab.upstream(behaviour))
+    client = await lab.client(running)
+    await warm(client, taken)
+    before = len(taken)
+    answer = await client.call(tool(number="stream"))
+    assert len(taken) == before + 1
+    assert answer.body.count(b"data: ") == 2
+    assert b'"id":"stream"' in answer.body
+    await warm(client, taken)
+
+
+def _wrong_id(seen: Seen) -> None:
+    seen.reply(b'{"jsonrpc":"2.0","id":99,"result":{}}')
+
+
+def _chunked(seen: Seen) -> None:
+    seen.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+    seen.chunk(b'{"jsonrpc":"2.0","id":1,"error":{"code":-5,"message":"own"}}')
+    seen.end_chunks()
+
+
+ANSWERS = {
+    "another id": (_wrong_id, 502, Code.UPSTREAM_BROKEN),
+    "an id of another type": (lambda seen: seen.reply(b'{"jsonrpc":"2.0","id":"1","result":{}}'), 502, 50200),
+    "no JSON": (lambda seen: seen.reply(b'{"jsonrpc":"2.0","id":1,"result":{}'), 502, 50200),
+    "its own error": (lambda seen: seen.reply(b'{"jsonrpc":"2.0","id":1,"error":{"code":-7,"message":""}}'), 200, -7),
+    "its own error in chunks": (_chunked, 200, -5),
+    "a redirect": (lambda seen: seen.reply(b"{}", "302 Found", "text/plain", location="/x"), 502, 50200),
+    "no answer": (lambda seen: seen.writer.close(), 502, 50200),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_an_answer_is_read_as_strictly_after_the_shortcut(lab: Lab, taken: list[Exchange], name: str) -> None:
+    answers, status, code = ANSWERS[name]
+    normal = True
+
+    async def behaviour(seen: Seen) -> None:
+        if normal:
+            await echo(seen)
+        else:
+            answers(seen)
+
+    running = await lab.gateway(await lab.upstream(behaviour))
+    client = await lab.client(running)
+    await warm(client, taken)
+    normal, before = False, len(taken)
+    for _ in range(3):  # the third behind a head that is known
+        answer = await client.call(tool())
+        assert (answer.status, answer.code) == (status, code)
+        await soon(lambda: running.records.all[-1].event is AuditEvent.CALL_ENDED)
+        outcome = running.records.all[-1].outcome
+        assert outcome is not None
+        assert (outcome.status, outcome.error) == (status, code)
+    assert len(taken) > before
+
+
+async def begun_and_held(lab: Lab, taken: list[Exchange], request: tuple[bytes, dict[str, str]], **more: Any) -> Any:
+    """A call that took the shortcut and has no answer."""
+    held: list[Seen] = []
+
+    async def behaviour(seen: Seen) -> None:
+        if seen.json["id"] == "held":
+            held.append(seen)
+            await seen.gone.wait()
+        else:
+            await echo(seen)
+
+    running = await lab.gateway(await lab.upstream(behaviour), **more)
+    client = await lab.client(running)
+    await warm(client, taken, request)
+    before = len(taken)
+    data, headers = request
+    client.send("POST", data.replace(b'"id":1', b'"id":"held"'), headers)
+    await soon(lambda: held)
+    assert len(taken) == before + 1
+    return running, client, held[0]
+
+
+async def test_a_modern_client_that_goes_cancels_its_call(lab: Lab, taken: list[Exchange]) -> None:
+    running, client, held = await begun_and_held(lab, taken, tool())
+    client.vanish()
+    await asyncio.wait_for(held.gone.wait(), 30)
+    await soon(lambda: len(running.gateway.live) == 0)
+    (ended,) = [one for one in running.records.of(AuditEvent.CALL_ENDED) if one.call.request_id == "held"]
+    assert ended.outcome.problem == "the client went away"
+
+
+async def test_a_legacy_client_that_goes_has_not_cancelled(lab: Lab, taken: list[Exchange]) -> None:
+    running, client, held = await begun_and_held(lab, taken, legacy())
+    client.vanish()
+    await soon(lambda: taken[-1].gone)
+    held.result(said="to nobody")
+    await soon(lambda: running.records.all[-1].event is AuditEvent.CALL_ENDED)
+    assert not held.gone.is_set()
+    assert len(running.gateway.live) == 0
+
+
+async def test_a_call_is_revoked_while_it_has_no_answer(lab: Lab, taken: list[Exchange]) -> None:
+    running, client, held = await begun_and_held(lab, taken, tool())
+    await running.adopt([], without_alice=True)
+    assert await client.rest() == b""
+    await asyncio.wait_for(held.gone.wait(), 30)
+    await soon(lambda: running.records.of(AuditEvent.STREAM_REVOKED))
+
+
+async def test_calls_under_way_count_against_the_bound(lab: Lab, taken: list[Exchange]) -> None:
+    running, _, _ = await begun_and_held(lab, taken, tool(), limits={"streams": 1}, grants=[GRANT])
+    assert (await (await lab.client(running, BOB)).call(tool())).status == 200  # leaves a kept connection
+    other = await lab.client(running)
+    assert (await other.call(tool())).code == Code.TOO_MANY_STREAMS
+
+
+async def test_a_call_that_cannot_be_recorded_is_not_made(lab: Lab, taken: list[Exchange]) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream)
+    client = await lab.client(running)
+    await warm(client, taken)
+    running.records.room = False
+    seen = len(upstream.seen)
+    assert (await client.call(tool())).code == Code.AUDIT_FULL
+    assert len(upstream.seen) == seen
+    running.records.room = True
+    assert (await client.call(tool())).status == 200
+
+
+async def test_a_gateway_that_stops_lets_the_call_end_and_says_that_it_was_the_last(
+    lab: Lab, taken: list[Exchange]
+) -> None:
+    running, client, held = await begun_and_held(lab, taken, tool())
+    closing = asyncio.create_task(running.runtime.close(30))
+    await soon(lambda: running.gateway.stopping)
+    held.result()
+    answer: Answer = await client.answer()
+    assert (answer.json["id"], answer.get("connection")) == ("held", "close")
+    await closing
+
+
+async def test_a_call_that_is_cancelled_as_its_answer_comes_leaves_the_connection_to_the_next(lab: Lab) -> None:
+    async def silent(seen: Seen) -> None:
+        await seen.gone.wait()
+
+    upstream, released = await lab.upstream(silent), asyncio.Event()
+    answer, known = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", KnownAnswers()
+    known.learn(answer, 200, [(b"content-length", b"2")], b"{}")
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: UpstreamConnection(lambda _connection, _keep: released.set(), known), "127.0.0.1", upstream.port
+    )
+    asking = asyncio.create_task(connection.ask(b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b""))
+    await soon(lambda: upstream.seen)
+    connection.data_received(answer)
+    assert released.is_set()
+    asking.cancel()
+    assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], asyncio.CancelledError)
+    assert not connection.closed
+    connection.abort()
