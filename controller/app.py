@@ -63,9 +63,7 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, paths, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
-    limited = RequestLog(
-        stream.Streams(
-            RequestSpans(ClientRate(BodyLimit(RequestMeter(api, ctx.metrics)), ctx.limits.requests), ctx.tracing), api
-        )
-    )
+    sized = BodyLimit(RequestMeter(api, ctx.metrics), ctx.limits.body, ctx.limits.policy)
+    traced = RequestSpans(ClientRate(sized, ctx.limits.requests), ctx.tracing)
+    limited = RequestLog(stream.Streams(traced, api))
     return ProxiedClients(limited, proxies=proxies, authority=ctx.authority, mesh_id=ctx.mesh.id, now=ctx.now)

@@ -48,14 +48,17 @@ _FAILURES: Final = 20
 class Limits:
     """How often what may happen: requests and failed logins by client, joins by enrolment key, streams by node.
 
-    `opening`: how many streams of all nodes are opened at the same time.
+    `opening`: how many streams of all nodes are opened at the same time. `body`, `policy`: bytes of a request, and of
+    one about policy.
     """
 
     requests: Rate
     joins: Rate
     streams: Rate
+    opening: Turnstile
+    body: int
+    policy: int
     failures: Rate = field(default_factory=lambda: Rate(1 / 60, _FAILURES))
-    opening: Turnstile = field(default_factory=lambda: Turnstile(time.monotonic))
 
     @classmethod
     def of(cls, settings: Settings) -> "Limits":
@@ -64,6 +67,9 @@ class Limits:
             requests=Rate(settings.client_rate, 10 * settings.client_rate),
             joins=Rate(settings.key_rate, 10 * settings.key_rate),
             streams=Rate(settings.stream_rate / 60, max(settings.stream_rate // 2, 1)),
+            opening=Turnstile(time.monotonic, waiting=settings.streams_waiting),
+            body=settings.body_limit,
+            policy=settings.policy_limit,
         )
 
 

@@ -115,10 +115,39 @@ def serve(
         int, typer.Option(min=1, max=366, help="How many days a temporary grant may last, from now.")
     ] = 30,
     client_rate: Annotated[
-        int, typer.Option(min=0, help="Requests a second from one client address, IPv6 by /64; 0: no limit.")
+        int,
+        typer.Option(
+            min=0,
+            envvar="WARDMESH_CLIENT_RATE",
+            help="Requests a second from one client address, IPv6 by /64; 0: no limit.",
+        ),
     ] = 200,
-    key_rate: Annotated[int, typer.Option(min=0, help="Joins a second by one enrolment key; 0: no limit.")] = 50,
-    stream_rate: Annotated[int, typer.Option(min=0, help="Streams a minute that one node may open; 0: no limit.")] = 60,
+    key_rate: Annotated[
+        int,
+        typer.Option(min=0, envvar="WARDMESH_KEY_RATE", help="Joins a second by one enrolment key; 0: no limit."),
+    ] = 50,
+    stream_rate: Annotated[
+        int,
+        typer.Option(
+            min=0, envvar="WARDMESH_STREAM_RATE", help="Streams a minute that one node may open; 0: no limit."
+        ),
+    ] = 60,
+    streams_waiting: Annotated[
+        int,
+        typer.Option(
+            min=1, envvar="WARDMESH_STREAMS_WAITING", help="Hosts that may wait for their greeting at the same time."
+        ),
+    ] = 1000,
+    body_limit: Annotated[
+        int,
+        typer.Option(min=16, envvar="WARDMESH_BODY_LIMIT", help="KiB that the body of a request may have."),
+    ] = 64,
+    policy_limit: Annotated[
+        int,
+        typer.Option(
+            min=64, envvar="WARDMESH_POLICY_LIMIT", help="KiB that a request with a policy document may have."
+        ),
+    ] = 9216,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     log_format: Annotated[str, typer.Option(help="plain or json, one line an event.")] = "plain",
     traces: Annotated[
@@ -172,6 +201,9 @@ def serve(
             client_rate=client_rate,
             key_rate=key_rate,
             stream_rate=stream_rate,
+            streams_waiting=streams_waiting,
+            body_limit=body_limit * 1024,
+            policy_limit=policy_limit * 1024,
             traces=traces,
         )
         stop = asyncio.Event()

@@ -70,6 +70,10 @@ class Settings:
     client_rate: int = 200  # requests a second of one client address; 0 is no limit, as for the two below
     key_rate: int = 50  # joins a second by one enrolment key
     stream_rate: int = 60  # streams a minute that one node opens
+    streams_waiting: int = 1000  # hosts that wait for their greeting at the same time
+    body_limit: int = 64 * 1024  # bytes of a request
+    # Bytes of a request about policy: a document may have 4 MiB of text, which JSON escapes can make longer.
+    policy_limit: int = 9 * 1024 * 1024
 
     def __post_init__(self) -> None:
         """Refuse what cannot work together. Raises SettingsError."""

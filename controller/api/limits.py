@@ -16,24 +16,23 @@ from controller.rates import Rate, client_key
 
 __all__ = ["BodyLimit", "ClientRate"]
 
-# A policy document may have 4 MiB of text, which JSON escapes can make longer; everything else is small.
-POLICY_PATHS: Final = ("/api/v1/policy",)
-POLICY_LIMIT: Final = 9 * 1024 * 1024
-LIMIT: Final = 64 * 1024
+_POLICY_PATHS: Final = ("/api/v1/policy",)
 
 
 class BodyLimit:
-    """ASGI middleware: 413 instead of reading on."""
+    """ASGI middleware: 413 instead of reading on. `limit`: bytes of a request; `policy`: of one about policy."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, limit: int, policy: int) -> None:
         self._app = app
+        self._limit = limit
+        self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request with its body counted."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = POLICY_LIMIT if scope["path"].startswith(POLICY_PATHS) else LIMIT
+        limit = self._policy if scope["path"].startswith(_POLICY_PATHS) else self._limit
         # The server drops what is still arriving. Closing instead would make TCP reset the connection, and the client
         # would never read why.
         refusal = HTTPException(413, f"the body is larger than {limit} bytes")

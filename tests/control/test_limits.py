@@ -65,3 +65,16 @@ async def test_a_node_that_opens_too_many_streams_waits_and_others_do_not(settin
             assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
             async with agent(controller, other, tmp_path) as another:
                 await another.hello()
+
+
+@pytest.mark.parametrize(("path", "size"), [("/tokens", 16 * 1024), ("/policy/check", 64 * 1024)])
+async def test_the_operator_says_how_large_a_body_may_be(settings: Settings, path: str, size: int) -> None:
+    chosen = replace(settings, body_limit=16 * 1024, policy_limit=64 * 1024)
+    async with running(chosen) as controller, Client(controller, token=controller.first_token) as admin:
+        json = {"content-type": "application/json"}
+        fits = await admin.post(path, content=b" " * size, headers=json)
+        assert fits.status_code in {400, 422}, "it was read"
+        refused = await admin.post(path, content=b" " * (size + 1), headers=json)
+        assert refused.status_code == 413
+        assert refused.json()["type"] == "urn:wardmesh:problem:too-large"
+        assert str(size) in refused.json()["detail"]

@@ -3,12 +3,14 @@
 import asyncio
 import socket
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from controller.server import Running
+from controller.server import Running, running
+from controller.settings import Settings
 from controller.wire.stream import Snapshot
 
 from .hosts import Host, new_node
@@ -16,24 +18,24 @@ from .support import Client
 from .test_stream import agent
 
 
-async def test_hosts_beyond_those_who_may_wait_are_told_when_to_come_back(
-    controller: Running, admin: Client, anyone: Client, tmp_path: Path
-) -> None:
-    host = await new_node(admin, anyone, "host")
-    opening = controller.context.limits.opening
-    places = []
-    while (place := opening.enter()) is not None:
-        places.append(place)
-    with pytest.raises(InvalidStatus) as refused:
-        async with agent(controller, host, tmp_path):
-            pass
-    assert refused.value.response.status_code == 503
-    assert refused.value.response.headers["content-type"] == "application/problem+json"
-    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
-    assert (await admin.get("/nodes")).status_code == 200, "people are served"
-    places[0].leave()
-    async with agent(controller, host, tmp_path) as greeted:
-        assert isinstance(await greeted.hello(), Snapshot)
+async def test_hosts_beyond_those_who_may_wait_are_told_when_to_come_back(settings: Settings, tmp_path: Path) -> None:
+    async with (
+        running(replace(settings, streams_waiting=1)) as controller,
+        Client(controller, token=controller.first_token) as admin,
+        Client(controller) as anyone,
+    ):
+        slow, host = [await new_node(admin, anyone, name) for name in ("slow", "host")]
+        async with agent(controller, slow, tmp_path) as silent:
+            with pytest.raises(InvalidStatus) as refused:
+                async with agent(controller, host, tmp_path):
+                    pass
+            assert refused.value.response.status_code == 503
+            assert refused.value.response.headers["content-type"] == "application/problem+json"
+            assert 1 <= int(refused.value.response.headers["retry-after"]) <= 60
+            assert (await admin.get("/nodes")).status_code == 200, "people are served"
+            await silent.hello()
+            async with agent(controller, host, tmp_path) as greeted:
+                assert isinstance(await greeted.hello(), Snapshot)
 
 
 async def test_every_host_that_comes_at_once_gets_its_map_and_leaves_its_place(
