@@ -181,6 +181,12 @@ def as_past(change: Change) -> PastChange:
     return PastChange(change.revision, NOW - 10_000, tuple(change.nodes), tuple(change.services), rules=rules)
 
 
+def for_life(change: Change) -> Change:
+    """A node has its addresses for life, and a temporary grant that ends makes its own test."""
+    nodes = {n: r and replace(r, addresses=node(int(n[1:])).addresses) for n, r in change.nodes.items()}
+    return replace(change, nodes=nodes, grants={})
+
+
 @settings(max_examples=300)
 @given(
     fleets_with_services(),
@@ -196,9 +202,7 @@ def test_a_host_that_resumes_after_a_restart_has_a_fresh_snapshot(
     state, now, held = MeshState(start, NOW), start, {}
     for revision, step in enumerate([None, *steps], start=1):
         if step is not None:
-            # A node has its addresses for life, and a temporary grant that ends makes its own test.
-            nodes = {n: r and replace(r, addresses=node(int(n[1:])).addresses) for n, r in step.nodes.items()}
-            change = numbered(replace(step, nodes=nodes, grants={}), revision)
+            change = for_life(numbered(step, revision))
             state.apply(change, NOW)
             now = replace(applied(now, change), past=[*now.past, as_past(change)])
         if revision == min(away, len(steps) + 1):
@@ -207,8 +211,7 @@ def test_a_host_that_resumes_after_a_restart_has_a_fresh_snapshot(
     restarted, past = MeshState(now, NOW), Past(now.revision, now.past, None, most=names)
     log = RevisionLog(now.revision)
     for revision, step in enumerate(afterwards, start=now.revision + 1):
-        change = numbered(replace(step, grants={}), revision)
-        log.add(revision, restarted.apply(change, NOW))
+        log.add(revision, restarted.apply(for_life(numbered(step, revision)), NOW))
     for node_id, netmap in held.items():
         named, since = past.since(node_id, netmap.revision), log.since(node_id, now.revision)
         expected = restarted.netmap(node_id)
