@@ -34,6 +34,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="wm-") as directory:
         results = Path(directory)
+        results.chmod(0o711)  # PostgreSQL, which is another user, passes through to its temporary files
         code = run(module, options.name, rest, results)
         found = results / "bench.json"
         if code != 0 or not found.exists():
