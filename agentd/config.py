@@ -4,6 +4,7 @@ Knows nothing of the mesh: what the controller decides (addresses, peers, rules)
 """
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from controller.wire.base import Address, Endpoint, Message, NodeName
+from controller.wire.base import Address, Endpoint, Message, NodeName, split_endpoint
 from controller.wire.stun import STUN_PORT
 
 from .errors import ConfigError
@@ -62,10 +63,17 @@ def _check_hosts_file(value: Path | Literal[False]) -> Path | Literal[False]:
     return value
 
 
+def _check_dns(value: str | Literal[False]) -> str | Literal[False]:
+    if value is not False and not ipaddress.ip_address(split_endpoint(value)[0]).is_loopback:
+        raise ValueError(f"{value!r} can be asked by other hosts: give an address of the loopback link, or false")
+    return value
+
+
 class Config(Message):
     """What the file may say. `addresses` and `name` are wishes at join time; the controller decides.
 
-    `hosts_file`: where the mesh's names are kept, False: nowhere. `gateway`: agentd starts the MCP gateway, as
+    `dns`: where the mesh's names are answered for, False: nowhere. `hosts_file`: where they are kept while nobody asks
+    there, False: nowhere. `gateway`: agentd starts the MCP gateway, as
     GATEWAY_USER or as the user that is named; False: somebody else does. `stun_port`: the first of the controller's two
     UDP ports that tell this host from where it is seen; False: it is not asked. `metrics`: where Prometheus may ask,
     whoever reaches that address; False: nowhere.
@@ -85,6 +93,7 @@ class Config(Message):
     socket: Annotated[Path, AfterValidator(_check_socket)] = Path("/run/wardmesh/agentd.sock")
     socket_group: str | None = None
     hosts_file: Annotated[Path | Literal[False], AfterValidator(_check_hosts_file)] = Path("/etc/hosts")
+    dns: Annotated[Endpoint | Literal[False], AfterValidator(_check_dns)] = "127.0.0.1:5354"
     gateway: bool | Annotated[str, AfterValidator(_check_user)] = False
     metrics: Endpoint | Literal[False] = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"

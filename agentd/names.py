@@ -1,4 +1,4 @@
-"""The mesh's names on this host: services that it may call, and its peers, as a block of lines in the hosts file.
+"""The mesh's names on this host: services that it may call, and its peers; and the hosts file's block of them.
 
 The block stands between two markers that name the link; no other line is ever touched. Pure but for `HostsFile`, and
 without knowledge of who may call what: the map has only names that this host may use.
@@ -15,9 +15,10 @@ from typing import Final
 from controller.wire.base import Address
 from controller.wire.netmap import Netmap, Peer, SelfNode
 
+from .dns import Zone
 from .errors import AgentError
 
-__all__ = ["HostsFile", "NamesError", "entries", "merged", "parse_entries", "written"]
+__all__ = ["HostsFile", "NamesError", "entries", "few", "merged", "parse_entries", "written", "zone"]
 
 # glibc reads the file from its beginning for every name (nss_files): a longer block would slow down every look-up.
 _MOST: Final = 2000
@@ -33,11 +34,24 @@ class NamesError(AgentError):
 
 
 def entries(netmap: Netmap) -> tuple[Entry, ...]:
-    """Addresses and full names: first of services, then of this node and its peers, as many as a hosts file bears."""
+    """Addresses and full names: first of services, then of this node and its peers."""
     services = [(address, name) for name, addresses in sorted(netmap.names.items()) for address in addresses]
     nodes: tuple[SelfNode | Peer, ...] = (netmap.node, *sorted(netmap.peers.values(), key=lambda peer: peer.name))
     others = [(address, node.name) for node in nodes if node.name not in netmap.names for address in node.addresses]
-    return tuple((address, f"{name}.{netmap.mesh.domain}") for address, name in (*services, *others)[:_MOST])
+    return tuple((address, f"{name}.{netmap.mesh.domain}") for address, name in (*services, *others))
+
+
+def few(listed: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    """As many as a hosts file bears."""
+    return listed[:_MOST]
+
+
+def zone(netmap: Netmap) -> Zone:
+    """The same names for the DNS responder, all of them."""
+    names: dict[str, tuple[Address, ...]] = {}
+    for address, name in entries(netmap):
+        names[name] = (*names.get(name, ()), address)
+    return Zone(netmap.mesh.domain, names, netmap.revision)
 
 
 def written(listed: tuple[Entry, ...]) -> str:

@@ -47,6 +47,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         socket_group = "mesh"
         gateway = "mesh-gateway"
         hosts_file = "/etc/netns/mesh/hosts"
+        dns = "127.0.0.2:53"
         log_level = "debug"
         log_format = "json"
         metrics = "[::1]:9586"
@@ -62,6 +63,8 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
     [
         ("lisen_port = 1", "unknown key 'lisen_port': did you mean 'listen_port'?"),
         ("[table]\nx = 1", "table: "),
+        ('dns = "192.0.2.1:53"', "give an address of the loopback link, or false"),
+        ('dns = "127.0.0.1"', "is not an endpoint"),
         ('hosts_file = "hosts"', "give one from /, or false"),
         ('gateway = "no body"', "give true, false or a user's name"),
         ('metrics = "9586"', "metrics"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.config import Config
-from agentd.names import HostsFile, NamesError, entries, merged, parse_entries, written
+from agentd.names import HostsFile, NamesError, entries, few, merged, parse_entries, written, zone
 from agentd.naming import LEFT, Naming, remove_names, write_left
 from controller.wire.netmap import Mesh, Netmap, Peer, SelfNode
 
@@ -38,15 +38,25 @@ def test_services_this_node_and_its_peers_have_names() -> None:
     )
 
 
+def test_the_responder_has_the_same_names_with_all_their_addresses() -> None:
+    found = zone(netmap("db", names={"github": ("100.80.1.1", "fd00::1:1")}))
+    assert found.domain == "mesh.internal"
+    assert found.names == {
+        "github.mesh.internal": ("100.80.1.1", "fd00::1:1"),
+        "here.mesh.internal": ("100.80.0.1", "fd00::1"),
+        "db.mesh.internal": ("100.80.0.2",),
+    }
+
+
 def test_a_name_that_is_a_services_is_not_a_peers_too() -> None:
     found = entries(netmap("github", names={"github": ("100.80.1.1",)}))
     assert [address for address, name in found if name == "github.mesh.internal"] == ["100.80.1.1"]
 
 
 def test_a_large_mesh_does_not_make_every_lookup_slow() -> None:
-    found = entries(
-        netmap(*(f"p{number}" for number in range(200)), names={f"s{n}": ("100.80.1.1",) for n in range(3000)})
-    )
+    large = netmap(*(f"p{number}" for number in range(200)), names={f"s{n}": ("100.80.1.1",) for n in range(3000)})
+    assert len(zone(large).names) == 3201
+    found = few(entries(large))
     assert len(found) == 2000
     assert all(name.startswith("s") for _, name in found)
 
