@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentd.gateway.args import follow_links
+from agentd.gateway.types import Code
 from controller.wire.arguments import compile_rule, compile_tool_rules, same_json
 from controller.wire.file_paths import PathError, compile_under
 from controller.wire.mcp import ArgumentRule, ArgumentTest, Equals, HostIn, Matches, OneOf, Range, ToolRules, Under
+from tests.gateway.harness import BOB, Lab, tool
 
 
 def wrong(test: ArgumentTest, value: Any, **rule: Any) -> str | None:
@@ -256,3 +258,19 @@ def test_a_schema_judges_all_arguments() -> None:
     assert search({"q": "abcd"}) is not None
     assert search({"x": 1}) is not None
     assert check("other") is None
+
+
+async def test_a_link_that_leads_out_is_denied_by_a_gateway_whose_server_reads_this_hosts_files(
+    lab: Lab, tree: Path
+) -> None:
+    rule = {"argument": "path", "tests": [{"test": "under", "paths": [f"{tree}/base"]}]}
+    args = [{"tools": ["read"], "arguments": [rule]}]
+    grant = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["read"], "args": args}
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream, grants=[grant], local_files=True)
+    client = await lab.client(running, BOB)
+    assert (await client.call(tool("read", path=f"{tree}/base/inside/x"))).status == 200
+    denied = await client.call(tool("read", path=f"{tree}/base/out/secret"))
+    assert denied.code == Code.ARGUMENT_DENIED
+    assert "leads through a symbolic link" in denied.json["error"]["message"]
+    assert len(upstream.seen) == 1

@@ -86,6 +86,23 @@ async def test_a_token_stream_comes_as_it_is_made(lab: Lab) -> None:
     assert await client.chunks() == b"data: two\n\n"
 
 
+async def test_a_token_stream_ends_at_both_ends_when_its_grant_does(lab: Lab) -> None:
+    async def behaviour(seen: Seen) -> None:
+        seen.start_events()
+        seen.chunk(b"data: one\n\n")
+        await seen.gone.wait()
+
+    running = await http_gateway(lab, behaviour)
+    client = await lab.client(running)
+    client.send("POST", b"{}", path="/v1/chat/completions")
+    await client.head()
+    assert await client.chunk() == b"data: one\n\n"
+    await running.adopt([], without_alice=True)
+    assert not (await client.rest()).endswith(b"0\r\n\r\n"), "half of a stream was called whole"
+    await asyncio.wait_for(running.services["upstream"].seen[0].gone.wait(), BOUND)
+    assert len(running.records.of(AuditEvent.STREAM_REVOKED)) == 1
+
+
 @pytest.mark.parametrize("declared", [True, False])
 async def test_a_large_upload_passes_as_it_comes_and_is_held_back(lab: Lab, declared: bool) -> None:
     started = asyncio.Event()
