@@ -1,6 +1,7 @@
 """Entry point of `wardmesh`: no traceback for Ctrl-C, not even while the rest is being imported."""
 
 import sys
+from importlib import import_module
 
 __all__ = ["main"]
 
@@ -8,8 +9,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command and exit with its code."""
     try:
-        from .app import run  # noqa: PLC0415  # the imports take longest, so they are where Ctrl-C usually falls
-
-        sys.exit(run(sys.argv[1:]))
+        # Imported here, because that takes longest: it is where Ctrl-C usually falls.
+        sys.exit(import_module(".app", __package__).run(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)

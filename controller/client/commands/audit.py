@@ -2,6 +2,7 @@
 
 import json as jsonlib
 import time
+from collections.abc import Iterable
 from itertools import islice, takewhile
 from typing import Annotated, Any, Final
 
@@ -63,8 +64,7 @@ def list_entries(
                 else:
                     print_line("  ".join(_row(entry)))
             time.sleep(_POLL)
-            seen = last
-            entries = list(takewhile(lambda entry: entry.seq > seen, controller.audit(**filters)))  # noqa: B023
+            entries = _after(last, controller.audit(**filters))
 
 
 @app.command(
@@ -118,6 +118,10 @@ def _denied(denial: HostDenial, names: dict[str, str]) -> str:
         return f"{who}  further flows, too many to list"
     port = f":{denial.port}" if denial.port is not None else ""
     return f"{who}  {denial.direction}  {denial.source} -> {denial.destination}  {plain(denial.protocol or '-')}{port}"
+
+
+def _after(seen: int, newest_first: Iterable[AuditEntry]) -> list[AuditEntry]:
+    return list(takewhile(lambda entry: entry.seq > seen, newest_first))
 
 
 def _show(entries: list[AuditEntry], *, json: bool) -> None:
