@@ -1,7 +1,6 @@
 """The `agentd` command: parse, load the configuration, call one function, print.
 
-0 done, 1 failed or not well, 2 wrong usage, 130 interrupted. What a single command needs is imported in it: the daemon
-then carries no tables, and `agentd status` waits for no netlink library.
+0 done, 1 failed or not well, 2 wrong usage, 130 interrupted. What only some commands need is used through `late`.
 """
 
 import os
@@ -16,6 +15,7 @@ import typer
 from controller.wire.enrol import JoinStringError
 
 from . import config as configuration
+from . import late
 from .config import Config
 from .errors import AgentError
 from .host import agent_version
@@ -114,14 +114,11 @@ def join(
     name: Annotated[str | None, typer.Option("--name", help="The node's name  [default: the host's]")] = None,
 ) -> None:
     """Make this host a node of the mesh that the join string names."""
-    from . import join as joining  # noqa: PLC0415  # see above
-    from .kernel.links import host_networks, local_addresses  # noqa: PLC0415  # see above
-
     config: Config = context.obj.load()
     if name is not None:
-        config = config.model_copy(update={"name": joining.choose_name(name)})
-    facts = joining.HostFacts(tuple(local_addresses()), tuple(host_networks()))
-    joined = joining.join(StateDir(config.state_dir), config, _join_string(text, join_file), facts, say=_say)
+        config = config.model_copy(update={"name": late.join.choose_name(name)})
+    facts = late.join.HostFacts(tuple(late.links.local_addresses()), tuple(late.links.host_networks()))
+    joined = late.join.join(StateDir(config.state_dir), config, _join_string(text, join_file), facts, say=_say)
     node = joined.node
     typer.echo(
         f"{'joined' if joined.new else 'already joined'} {node.mesh.name} as {node.name}: {' '.join(node.addresses)}"
@@ -156,13 +153,11 @@ def run(
     ] = False,
 ) -> None:
     """Run the daemon in the foreground; it logs to standard error."""
-    from . import daemon, log  # noqa: PLC0415  # see above
-
     config: Config = context.obj.load()
     if gateway and not config.gateway:
         config = config.model_copy(update={"gateway": True})
-    log.set_up(config.log_level, config.log_format)
-    raise typer.Exit(daemon.run(config))
+    late.log.set_up(config.log_level, config.log_format)
+    raise typer.Exit(late.daemon.run(config))
 
 
 @app.command(epilog=_examples("agentd status", "agentd status --json", "agentd status --diff"))
@@ -172,12 +167,10 @@ def status(
     diff: Annotated[bool, typer.Option("--diff", help="What would be changed now, one operation a line.")] = False,
 ) -> None:
     """Show how this host is: controller, map, tunnel, firewall, peers. Exit code 1 when something is wrong."""
-    from . import show  # noqa: PLC0415  # see above
-
     config: Config = context.obj.load()
     if diff:
         operations = ask(config.socket, DiffRequest(), Diff)
-        typer.echo(operations.model_dump_json(indent=2) if json else show.diff(operations))
+        typer.echo(operations.model_dump_json(indent=2) if json else late.show.diff(operations))
         return
     try:
         answer = ask(config.socket, StatusRequest(), Status)
@@ -186,8 +179,8 @@ def status(
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
-        show.status(answer)
-    if not show.is_well(answer):
+        late.show.status(answer)
+    if not late.show.is_well(answer):
         raise typer.Exit(1)
 
 
@@ -207,13 +200,11 @@ def peers(
     context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
     """List the peers that policy lets this host talk to, with what the tunnel knows of each."""
-    from . import show  # noqa: PLC0415  # see above
-
     answer = ask(context.obj.load().socket, PeersRequest(), Peers)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
-        show.peers(answer.peers)
+        late.show.peers(answer.peers)
 
 
 @app.command(epilog=_examples("agentd paths", "agentd paths --json"))
@@ -221,13 +212,11 @@ def paths(
     context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
     """List the ways to each peer: its endpoints, which of them answer and how fast, and the one in use."""
-    from . import show_paths  # noqa: PLC0415  # see above
-
     answer = ask(context.obj.load().socket, PathsRequest(), Paths)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
-        show_paths.paths(answer)
+        late.show_paths.paths(answer)
 
 
 @app.command(
@@ -243,9 +232,7 @@ def ping(
     """Ask a peer's agentd by the way that WireGuard uses now, whatever policy allows inside the tunnel: path, round
     trip time, loss. Exit code 1 when nothing was answered.
     """
-    from . import pinging  # noqa: PLC0415  # see above
-
-    if not pinging.ping(context.obj.load().socket, peer, count=count, interval=interval, json=json):
+    if not late.pinging.ping(context.obj.load().socket, peer, count=count, interval=interval, json=json):
         raise typer.Exit(1)
 
 
@@ -254,13 +241,11 @@ def netcheck(
     context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
     """Tell from where this host is seen, by which kind of NAT, and whether UDP reaches the controller."""
-    from . import show_paths  # noqa: PLC0415  # see above
-
     answer = ask(context.obj.load().socket, NetcheckRequest(), Netcheck)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
-        show_paths.netcheck(answer)
+        late.show_paths.netcheck(answer)
 
 
 @app.command(epilog=_examples("agentd whois 100.80.0.7", "agentd whois fd12:3456:789a::7 --json"))
@@ -270,8 +255,6 @@ def whois(
     json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Tell which node has a mesh address."""
-    from . import show  # noqa: PLC0415  # see above
-
     try:
         request = WhoisRequest(address=address)
     except ValueError:
@@ -280,7 +263,7 @@ def whois(
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
-        show.identity(answer)
+        late.show.identity(answer)
 
 
 @app.command(epilog=_examples("agentd denied", "agentd denied --follow", "agentd denied --json"))
@@ -290,19 +273,17 @@ def denied(
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what is denied from now on.")] = False,
 ) -> None:
     """List the flows that this host denied in the last hour, by minute; `agentd status` has the exact counts."""
-    from . import show  # noqa: PLC0415  # see above
-
     config: Config = context.obj.load()
     answer = ask(config.socket, DeniedRequest(), Denied)
     if not follow:
-        typer.echo(answer.model_dump_json(indent=2) if json else show.denied(answer.denied))
+        typer.echo(answer.model_dump_json(indent=2) if json else late.show.denied(answer.denied))
         return
     while True:
         time.sleep(_FOLLOW_EVERY)
         before, answer = set(answer.denied), ask(config.socket, DeniedRequest(), Denied)
         for denial in answer.denied:
             if denial not in before:
-                typer.echo(denial.model_dump_json() if json else show.denial(denial))
+                typer.echo(denial.model_dump_json() if json else late.show.denial(denial))
         sys.stdout.flush()
 
 
@@ -324,10 +305,8 @@ def ca(context: typer.Context) -> None:
 @app.command("write-names", epilog=_examples("sudo agentd write-names"))
 def write_names(context: typer.Context) -> None:
     """Put the mesh's names into the hosts file for a daemon that may not; what wardmesh-names.service runs as root."""
-    from . import naming  # noqa: PLC0415  # see above
-
     config: Config = context.obj.load()
-    typer.echo(f"{config.hosts_file}: {'changed' if naming.write_left(config) else 'as it should be'}")
+    typer.echo(f"{config.hosts_file}: {'changed' if late.naming.write_left(config) else 'as it should be'}")
 
 
 @app.command("rotate-key", epilog=_examples("sudo agentd rotate-key"))
@@ -345,13 +324,11 @@ def leave(
     ] = False,
 ) -> None:
     """Leave the mesh and remove everything that agentd made on this host; a running daemon stops."""
-    from . import daemon  # noqa: PLC0415  # see above
-
     config: Config = context.obj.load()
     try:
         left = ask(config.socket, LeaveRequest(force=force), Left, patience=90)
     except NotRunningError:
-        left = daemon.leave_without_daemon(config, force=force)
+        left = late.daemon.leave_without_daemon(config, force=force)
     for line in left.done:
         typer.echo(line)
     if not left.told:

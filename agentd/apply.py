@@ -171,8 +171,11 @@ class Applier:
         try:
             await asyncio.to_thread(save, self._state, wanted)
         except StateError as error:
-            if self.save_error is None:
-                log.error("the map is in force but not saved: %s", error)  # noqa: TRY400 (one sentence, no traceback)
-            self.save_error = str(error)
+            self._not_saved(str(error))
             return
         self._saved, self.save_error = wanted, None
+
+    def _not_saved(self, why: str) -> None:
+        if self.save_error is None:
+            log.error("the map is in force but not saved: %s", why)
+        self.save_error = why

@@ -2,15 +2,15 @@
 
 import sys
 
+from . import late
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command and exit with its code."""
     try:
-        from .app import run_command  # noqa: PLC0415  # the imports take longest, so they are where Ctrl-C usually falls
-
-        sys.exit(run_command(sys.argv[1:]))
+        sys.exit(late.app.run_command(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
 

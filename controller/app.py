@@ -1,7 +1,7 @@
 """The ASGI application: routers on one context, wrapped in what every request passes."""
 
 from collections.abc import Iterable
-from functools import partial
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
@@ -37,9 +37,14 @@ __all__ = ["build", "context"]
 PREFIX = "/api/v1"
 
 
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        return openapi.describe(self)
+
+
 def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     """The application that serves `ctx`; `proxies` may speak for their clients."""
-    api = FastAPI(
+    api = _Api(
         title="wardmesh controller",
         summary="Coordination server of a WireGuard mesh for AI agents and the tools they call",
         description="Errors are RFC 9457 problem+json with a stable `type`; edits need If-Match; lists are pages.",
@@ -62,7 +67,6 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     api.include_router(metrics.root, dependencies=strict)
     for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, paths, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
-    api.openapi = partial(openapi.describe, api)  # type: ignore[method-assign]  # FastAPI's documented way
     sized = BodyLimit(RequestMeter(api, ctx.metrics), ctx.limits.body, ctx.limits.policy)
     traced = RequestSpans(ClientRate(sized, ctx.limits.requests), ctx.tracing)
     limited = RequestLog(stream.Streams(traced, api))

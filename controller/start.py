@@ -1,6 +1,7 @@
 """Entry point of `wardmesh-controller`: no traceback for Ctrl-C or a missing extra, not even while the rest loads."""
 
 import sys
+from importlib import import_module
 
 __all__ = ["main"]
 
@@ -8,7 +9,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command."""
     try:
-        from .main import main as command  # noqa: PLC0415  # what this module exists to guard
+        command = import_module(".main", __package__).main
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in {"controller", "agentd"}:
             raise

@@ -48,6 +48,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _skip(slow, "it would take hours: use `tests/run virtual-time -- ARGUMENTS`")
 
 
+@pytest.fixture
+def root() -> None:
+    """For tests that become somebody else. tests/run is always root."""
+    if os.geteuid() != 0:
+        pytest.fail("only root can become somebody else: use tests/run")
+
+
 def _skip(items: list[pytest.Item], reason: str) -> None:
     for item in items:
         item.add_marker(pytest.mark.skip(reason=reason))

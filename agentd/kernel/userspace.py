@@ -127,7 +127,7 @@ def _tun_name(name: str) -> str:
     The program puts its socket, named after the link, into one directory of the file system, which network namespaces
     share: so the name has to be different for each link in each namespace.
     """
-    namespace = os.stat("/proc/thread-self/ns/net").st_ino  # noqa: PTH116  # Path.stat is the same; no path of ours
+    namespace = Path("/proc/thread-self/ns/net").stat().st_ino
     return f"wm{hashlib.sha256(f'{namespace} {name}'.encode()).hexdigest()[:12]}"
 
 

@@ -301,7 +301,8 @@ class Hub:
         self._connections[node_id] = connection
         if self._controllers.urls:
             connection.controllers(self._controllers)
-        self._note(node_id, online=True, last_seen=self._now(), since=self._now())
+        now = self._now()
+        self._note(node_id, replace(self._known(node_id), online=True, last_seen=now, since=now))
         self.reported(node_id, hello.report)
         del older, hello  # not for as long as the stream lives: there are thousands
         try:
@@ -310,21 +311,23 @@ class Hub:
             if self._connections.get(node_id) is connection:
                 del self._connections[node_id]
                 if node_id in self._presence:
-                    self._note(node_id, online=False, last_seen=self._now())
+                    self._note(node_id, replace(self._known(node_id), online=False, last_seen=self._now()))
 
     def reported(self, node_id: NodeId, report: HostReport) -> None:
         """Note what a host says about itself and is not part of its record."""
         if node_id in self._connections:
-            self._note(node_id, backend=report.backend, agent_version=report.agent_version)
+            known = self._known(node_id)
+            self._note(node_id, replace(known, backend=report.backend, agent_version=report.agent_version))
 
     def applied(self, connection: Connection, applied: Applied) -> None:
         """Note what a host has in force, or why it does not."""
         if self._connections.get(connection.node_id) is not connection:
             return  # a late word of a replaced stream
+        known = replace(self._known(connection.node_id), last_seen=self._now())
         if applied.error is not None:
-            self._note(connection.node_id, error=applied.error, last_seen=self._now())
+            self._note(connection.node_id, replace(known, error=applied.error))
         elif connection.applied(applied.revision):
-            self._note(connection.node_id, error=None, in_force=applied.revision, last_seen=self._now())
+            self._note(connection.node_id, replace(known, error=None, in_force=applied.revision))
         else:
             _log.warning("node %s claims revision %d, which it was not sent", connection.node_id, applied.revision)
 
@@ -338,8 +341,11 @@ class Hub:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
 
-    def _note(self, node_id: NodeId, **facts: object) -> None:
-        self._presence[node_id] = replace(self._presence.get(node_id, Presence()), **facts)  # type: ignore[arg-type]
+    def _known(self, node_id: NodeId) -> Presence:
+        return self._presence.get(node_id, Presence())
+
+    def _note(self, node_id: NodeId, presence: Presence) -> None:
+        self._presence[node_id] = presence
         self.touch(node_id)
 
     def _open(self, node_id: NodeId, hello: Hello) -> Connection:

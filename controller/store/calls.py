@@ -110,7 +110,7 @@ async def append_calls(
         _row(row, node, seq, record, own=own, now=now) for seq, record in enumerate(records, first) if seq > row.through
     ]
     if rows:
-        await session.execute(insert(CallRow.__table__), rows)  # type: ignore[arg-type]
+        await session.execute(insert(CallRow), rows)
         row.through, row.updated = max(row.through, first + len(records) - 1), now
         await session.flush()
     return row.through

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -106,7 +107,7 @@ def cpu(bench: Bench, targets: dict[str, tuple[Target, psutil.Process]]) -> None
         load(target, clients=32, calls=calls)
         return (sum(process.cpu_times()[:2]) - before) / calls * 1e6
 
-    found = alternate({name: lambda of=of: spent(*of) for name, of in targets.items()}, ROUNDS)  # type: ignore[misc]
+    found = alternate({name: partial(spent, *of) for name, of in targets.items()}, ROUNDS)
     table(bench, "microseconds of CPU a call, user and system, 32 clients", found)
     for name, runs in found.items():
         bench.figure(f"{name}_cpu_us_a_call", runs.lowest)
@@ -122,6 +123,10 @@ def others(bench: Bench, upstream: int, ours: int) -> None:
         *(str(installed / "mcp-proxy/bin/mcp-proxy"), "--log-level", "ERROR", "--port", "{port}"),
         *("--", sys.executable, str(HOP / "stdio_server.py")),
     )
+
+    def rate(target: Target, calls: int) -> float:
+        return load(target, clients=32, calls=calls).rate
+
     with running(fastmcp) as (fastmcp_port, _), running(mcp_proxy) as (mcp_proxy_port, _):
         targets = {
             "the gateway": (Target(ours, legacy=True), 16_000),
@@ -129,10 +134,7 @@ def others(bench: Bench, upstream: int, ours: int) -> None:
             "mcp-proxy": (Target(mcp_proxy_port, legacy=True), 640),
         }
         rates: dict[str, Runs] = alternate(
-            {
-                name: lambda t=target, n=calls: load(t, clients=32, calls=n).rate
-                for name, (target, calls) in targets.items()
-            },  # type: ignore[misc]  # defaults bind them now
+            {name: partial(rate, target, calls) for name, (target, calls) in targets.items()},
             SLOW_ROUNDS,
         )
         single: dict[str, Result] = {name: load(target, clients=1, calls=100) for name, (target, _) in targets.items()}

@@ -67,7 +67,7 @@ async def use(client: Client) -> None:
         "test://static-text",
     ]
     answer = await client.call_tool("test_simple_text", {})
-    assert answer.content[0].text == TEXT  # type: ignore[union-attr]
+    assert answer.content[0].text == TEXT
     with pytest.raises(MCPError) as denied:
         await client.call_tool("test_image_content", {})
     assert NEEDED in denied.value.message

@@ -1,7 +1,6 @@
 """The gateway that agentd starts itself: as whom, with what rights, until when, and again."""
 
 import asyncio
-import os
 import signal
 import socket
 import tempfile
@@ -24,7 +23,7 @@ START = 30.0
 USER = "nobody"
 
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to start a process as somebody else")
+pytestmark = pytest.mark.usefixtures("root")
 
 
 class Daemon:
@@ -92,7 +91,9 @@ def privileged_port() -> int:
             except OSError:
                 continue
             return port
-    pytest.skip("this machine lets everybody listen at every port")
+    return pytest.fail(
+        "net.ipv4.ip_unprivileged_port_start is 0: use tests/run, whose network namespace has Linux's own"
+    )
 
 
 async def test_it_serves_a_privileged_port_with_no_privilege(lab: Lab, daemon: Daemon) -> None:

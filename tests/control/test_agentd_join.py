@@ -210,7 +210,7 @@ async def test_an_interrupted_join_is_continued_with_the_same_node(
     post = https.Controller.post
 
     def lose_the_answer(*arguments: object) -> object:
-        post(*arguments)  # type: ignore[arg-type]
+        post(*arguments)
         raise https.ControllerError("the connection broke")
 
     monkeypatch.setattr(https.Controller, "post", lose_the_answer)

@@ -3,7 +3,6 @@
 import asyncio
 import grp
 import json
-import os
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -129,7 +128,7 @@ async def test_the_daemon_hears_that_its_answer_was_written(path: Path) -> None:
         assert answered == [Left(told=True, done=())]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.mark.usefixtures("root")
 async def test_only_root_and_the_daemons_user_may_change_anything(path: Path) -> None:
     async with daemon(path):
         path.chmod(0o666)
@@ -151,7 +150,7 @@ async def test_the_socket_is_for_owner_and_group(path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.usefixtures("root")
 def test_the_group_is_as_configured(path: Path) -> None:
     group = grp.getgrgid(1).gr_name
     with listening(path, group):

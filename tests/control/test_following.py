@@ -23,8 +23,21 @@ PATIENCE = 30.0  # seconds; starting the command alone takes one or two
 Happen = Callable[[], Awaitable[None]]
 
 
+@dataclass(frozen=True)
+class Following:
+    """A running command, and the reading end of its output."""
+
+    process: asyncio.subprocess.Process
+    output: asyncio.StreamReader
+    pipe: asyncio.ReadTransport
+
+    async def line(self) -> str:
+        async with asyncio.timeout(PATIENCE):
+            return (await self.output.readline()).decode()
+
+
 @asynccontextmanager
-async def following(controller: Running, directory: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def following(controller: Running, directory: Path, *arguments: str) -> AsyncIterator[Following]:
     """`wardmesh … --follow` with pipes for its output."""
     (directory / "ca.pem").write_text(controller.context.authority.pem)
     environment = {
@@ -33,26 +46,27 @@ async def following(controller: Running, directory: Path, *arguments: str) -> As
         "WARDMESH_TOKEN": controller.first_token or "",
         "WARDMESH_CA": str(directory / "ca.pem"),
     }
+    reading, writing = os.pipe()
+    output = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(output), os.fdopen(reading, "rb")
+    )
     process = await asyncio.create_subprocess_exec(
         BIN / "wardmesh",
         *arguments,
         "--follow",
-        stdout=asyncio.subprocess.PIPE,
+        stdout=writing,
         stderr=asyncio.subprocess.PIPE,
         env={"PATH": os.environ["PATH"], **environment},
     )
+    os.close(writing)
     try:
-        yield process
+        yield Following(process, output, pipe)
     finally:
+        pipe.close()
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-async def line(process: asyncio.subprocess.Process) -> str:
-    assert process.stdout is not None
-    async with asyncio.timeout(PATIENCE):
-        return (await process.stdout.readline()).decode()
 
 
 @asynccontextmanager
@@ -80,14 +94,14 @@ async def denials(controller: Running, admin: Client, anyone: Client, directory:
 class Followed:
     """A running command, what makes it print another line, and what that line has."""
 
-    process: asyncio.subprocess.Process
+    command: Following
     happen: Happen
     shown: str
 
     async def see(self) -> None:
         """Make it happen, and wait until the command has printed it."""
         await self.happen()
-        while self.shown not in await line(self.process):
+        while self.shown not in await self.command.line():
             pass
 
 
@@ -104,24 +118,25 @@ async def followed(
     command, happening, shown = request.param
     async with (
         happening(controller, admin, anyone, tmp_path) as happen,
-        following(controller, tmp_path, *command) as process,
+        following(controller, tmp_path, *command) as started,
     ):
-        yield Followed(process, happen, shown)
+        yield Followed(started, happen, shown)
 
 
 async def test_follow_prints_what_comes_and_ends_with_ctrl_c_without_a_traceback(followed: Followed) -> None:
+    process = followed.command.process
     await followed.see()
     await followed.see()
-    followed.process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     async with asyncio.timeout(PATIENCE):
-        _, said = await followed.process.communicate()
-    assert (followed.process.returncode, said) == (130, b"")
+        _, said = await process.communicate()
+    assert (process.returncode, said) == (130, b"")
 
 
 async def test_follow_ends_in_silence_when_its_reader_has_gone(followed: Followed) -> None:
-    process = followed.process
+    process = followed.command.process
     await followed.see()
-    process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # as `head -1` does
+    followed.command.pipe.close()  # as `head -1` does
     async with asyncio.timeout(PATIENCE):
         while process.returncode is None:  # it learns that with the next line that it prints
             await followed.happen()

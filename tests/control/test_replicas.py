@@ -24,7 +24,7 @@ from controller.wire.stream import Applied, DeltaFrame
 
 from .hosts import Host, new_key, new_node
 from .serving import POLICY as SERVICE_POLICY
-from .serving import held_by, is_healthy, server
+from .serving import all_healthy, held_by, is_healthy, server
 from .serving import until as service_until
 from .support import Client, MovableClock
 from .test_agentd_stream import Agent as AgentdParts
@@ -221,9 +221,8 @@ async def test_a_service_moves_between_hosts_of_different_controllers_by_one_dec
         await first.enter_async_context(server(pair.one, hosts["here"], tmp_path))
         await service_until(pair.admin, lambda found: found["holder"] == "here" and is_healthy(found))
         await stack.enter_async_context(server(pair.two, hosts["there"], tmp_path))
-        everybody = lambda found: all(host["healthy"] for host in found["hosts"])  # noqa: E731
-        await service_until(pair.admin, everybody)
-        await service_until(pair.other_admin, everybody)
+        await service_until(pair.admin, all_healthy)
+        await service_until(pair.other_admin, all_healthy)
         await first.aclose()
         for admin in (pair.admin, pair.other_admin):
             await service_until(admin, held_by("there"))

@@ -8,6 +8,9 @@ import psutil
 import pytest
 import uvloop
 
+from tests.gateway.agent import Agent
+from tests.gateway.authority import Authority
+from tests.gateway.following import Gateway
 from tests.gateway.harness import Lab
 
 
@@ -25,6 +28,27 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     finally:
         await made.close()
     await settle(before)
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
+    """agentd's side of the gateway's socket."""
+    made = Agent(tmp_path / "agentd.sock")
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def gateway(tmp_path: Path, agent: Agent) -> AsyncIterator[Gateway]:
+    """A gateway that follows `agent`, not started yet."""
+    made = Gateway(tmp_path, agent)
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+def authority() -> Authority:
+    return Authority()
 
 
 def descriptors() -> set[int]:

@@ -58,7 +58,7 @@ async def test_a_session_works_from_end_to_end(lab: Lab, server: str) -> None:
     answer = await call(client, session, "add", a=2, b=3)
     assert answer.get("mcp-session-id") in {None, session}
     (message,) = data_of(answer.body)
-    assert message["result"]["structuredContent"] == {"result": 5}  # type: ignore[index]  # it is an object
+    assert message["result"]["structuredContent"] == {"result": 5}
     assert (await client.ask("DELETE", headers=in_session(session))).status == 200
     assert (await call(client, session, "add", a=2, b=3)).status == 404
     events = [record.event for record in running.records.all]
@@ -185,7 +185,7 @@ async def test_a_lost_stream_is_resumed_and_the_call_was_not_cancelled(lab: Lab,
     last = [line[4:] for line in first.splitlines() if line.startswith(b"id: ")][-1].decode()
     caller.vanish()
     seen = await resume_until_answered(lab, running, session, last)
-    assert data_of(seen)[-1]["id"] == 9  # type: ignore[index]  # it is an object
+    assert data_of(seen)[-1]["id"] == 9
     assert "resumed" in sdk_server.finished
     assert "resumed" not in sdk_server.cancelled
 

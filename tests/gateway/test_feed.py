@@ -5,8 +5,6 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,49 +16,8 @@ from agentd.local_client import ask, listening_socket
 from agentd.serving import gateway_policy
 from controller.wire.mcp import HttpUpstream, StdioUpstream
 from tests.gateway.agent import HELD, NOT_HELD, Agent, netmap, refused_at
+from tests.gateway.following import START, Gateway
 from tests.gateway.harness import BOUND, Lab, Upstream, free_port, soon, tool
-
-START = 30.0
-
-
-class Gateway:
-    """`python -m agentd.gateway` that follows `agent`."""
-
-    def __init__(self, directory: Path, agent: Agent) -> None:
-        self.log = directory / "log"
-        self._state = directory / "state"
-        self._agent = agent
-        self.process: asyncio.subprocess.Process | None = None
-
-    async def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "agentd.gateway", "--state-dir", str(self._state), "--grace", "1"]
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *command, "--agent-socket", str(self._agent.path), *arguments, stderr=log
-            )
-
-    async def stop(self) -> None:
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                self.process.terminate()
-            await asyncio.wait_for(self.process.wait(), START)
-
-    def said(self, text: str) -> int:
-        return self.log.read_text().count(text)
-
-
-@pytest.fixture
-async def agent(tmp_path: Path) -> AsyncIterator[Agent]:
-    made = Agent(tmp_path / "agentd.sock")
-    yield made
-    await made.stop()
-
-
-@pytest.fixture
-async def gateway(tmp_path: Path, agent: Agent) -> AsyncIterator[Gateway]:
-    made = Gateway(tmp_path, agent)
-    yield made
-    await made.stop()
 
 
 async def serving(lab: Lab, agent: Agent, gateway: Gateway) -> tuple[int, Upstream, HttpUpstream]:
@@ -219,7 +176,7 @@ async def test_a_socket_is_opened_only_at_an_address_that_is_held(agent: Agent) 
             await asyncio.to_thread(listening_socket, agent.path, request)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.mark.usefixtures("root")
 @pytest.mark.parametrize(("user", "served"), [(65533, False), (65534, True)])
 async def test_only_the_gateways_user_may_take_its_place(agent: Agent, user: int, served: bool) -> None:
     agent.serving.adopt(netmap(free_port(), HttpUpstream(url="http://127.0.0.1:9/mcp")))

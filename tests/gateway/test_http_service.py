@@ -12,9 +12,9 @@ async def reflect(seen: Seen) -> None:
     seen.reply(f"{seen.method} {seen.target} {len(seen.body)}".encode(), kind="text/plain")
 
 
-async def http_gateway(lab: Lab, behaviour=reflect, path: str = "/", **options: object) -> Running:  # type: ignore[no-untyped-def]  # a Behaviour
+async def http_gateway(lab: Lab, behaviour=reflect, path: str = "/", **options: object) -> Running:
     upstream = await lab.upstream(behaviour)
-    running = await lab.gateway(f"http://127.0.0.1:{upstream.port}{path}", kind="http", **options)  # type: ignore[arg-type]  # a service's fields
+    running = await lab.gateway(f"http://127.0.0.1:{upstream.port}{path}", kind="http", **options)
     running.services["upstream"] = upstream
     return running
 

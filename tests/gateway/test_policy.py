@@ -24,7 +24,7 @@ from .policies import ADDRESSES, call, caller, calls, grant, policies, policy, t
 
 
 def compiled(*grants: object, services: tuple[Service, ...] = (), now: float = 0.0) -> CompiledPolicy:
-    return CompiledPolicy(policy(*grants, services=services), Limiter(), clock=lambda: now)  # type: ignore[arg-type]
+    return CompiledPolicy(policy(*grants, services=services), Limiter(), clock=lambda: now)
 
 
 @settings(max_examples=300)

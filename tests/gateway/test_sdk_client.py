@@ -23,7 +23,7 @@ def server() -> Iterator[str]:
 
 
 def connect(running: Running, mode: str) -> Client:
-    return Client(f"http://127.0.0.1:{running.port}/mcp", mode=mode)  # type: ignore[arg-type]  # one of its literals
+    return Client(f"http://127.0.0.1:{running.port}/mcp", mode=mode)
 
 
 @pytest.mark.parametrize("mode", MODES)

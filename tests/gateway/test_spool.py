@@ -195,7 +195,6 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         SpoolWriter(tmp_path / "file" / "spool")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_without_space_is_no_room_and_leaves_no_torn_record(tmp_path: Path) -> None:
     writer = small(tmp_path)
     writer.append(b"a")

@@ -58,7 +58,7 @@ def request(
     session: str | None = None,
 ) -> UpstreamRequest:
     body = json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params}).encode()
-    call = Call("scripted", era, method, params.get("name"), params.get("arguments"), number, body, params)  # type: ignore[arg-type]
+    call = Call("scripted", era, method, params.get("name"), params.get("arguments"), number, body, params)
     verb = {TRANSPORT_STREAM: "GET", TRANSPORT_TERMINATE: "DELETE"}.get(method, "POST")
     return UpstreamRequest(verb, b"/", (), body, who, call, session)
 

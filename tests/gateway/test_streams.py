@@ -197,14 +197,14 @@ async def test_a_slow_reader_holds_back_the_upstream_and_loses_nothing(lab: Lab)
 
     running = await lab.gateway(await lab.upstream(behaviour))
     client = await lab.client(running)
-    client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # it reads too
+    client.writer.transport.pause_reading()
     client.send("POST", *tool())
     before = -1
     while before != sent:
         before = sent
         await asyncio.sleep(0.3)
     assert sent < 390, "the upstream was never held back"
-    client.writer.transport.resume_reading()  # type: ignore[attr-defined]  # it reads too
+    client.writer.transport.resume_reading()
     answer = await client.answer()
     assert answer.body == block * 400 + event(FINAL)
 

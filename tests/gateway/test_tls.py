@@ -1,79 +1,33 @@
-"""Services over TLS: who is greeted and who is not, what the certificate says, and how it is kept."""
+"""Services over TLS: who is greeted and who is not, and what is shown to them."""
 
 import asyncio
 import ssl
-import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from mcp.client.client import Client as SdkClient
 
-from agentd.errors import AgentError
 from agentd.gateway.certificates import Certificates
 from agentd.gateway.http.limits import HttpLimits
-from controller.identity.ca import CertificateAuthority, read_csr
 from controller.wire.mcp import HttpUpstream, Service
 from tests.gateway.agent import HELD, Agent, netmap, refused_at
+from tests.gateway.authority import NAME, Authority
+from tests.gateway.following import START, Gateway
 from tests.gateway.harness import ALICE, BOUND, STRANGER, Client, Lab, Running, Seen, free_port, soon, tool
 from tests.gateway.sdk_server import serving
-from tests.gateway.test_feed import START, Gateway
-from tests.gateway.test_feed import agent as agent  # noqa: PLC0414  a fixture
-from tests.gateway.test_feed import gateway as gateway  # noqa: PLC0414
 
-NAME = "svc.mesh.internal"
-HOSTS = (NAME, "127.0.0.1")
+Mode = Literal["legacy", "2026-07-28"]
 SLOW = HttpLimits(head_seconds=0.5, linger=0.2, tick=0.02)
-
-
-class Authority:
-    """A mesh's CA that signs what it is asked to. `asked`: for which services."""
-
-    def __init__(self) -> None:
-        self.ca = CertificateAuthority.create("test", datetime.now(UTC))
-        self.lifetime = timedelta(hours=72)
-        self.hosts: tuple[str, ...] = HOSTS
-        self.asked: list[str] = []
-        self.refusal: str | None = None
-        self.now = datetime.now(UTC)
-
-    def sign(self, service: str, csr: str) -> str:
-        self.asked.append(service)
-        if self.refusal is not None:
-            raise AgentError(self.refusal)
-        return self.ca.issue_service(read_csr(csr), self.hosts, now=self.now, lifetime=self.lifetime)
-
-    async def certify(self, service: str, csr: str) -> str:
-        return self.sign(service, csr)
-
-    @property
-    def client(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=self.ca.pem)
-
-    def write(self, directory: Path) -> Certificates:
-        """Put a certificate for `svc` where a gateway that asks nobody takes it from."""
-        certificate, key = self.ca.issue_server(self.hosts, now=self.now, lifetime=self.lifetime)
-        directory.mkdir(exist_ok=True)
-        fresh = directory / "fresh"
-        fresh.write_bytes(key + certificate)
-        fresh.rename(directory / "svc.pem")
-        return Certificates(directory, None)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with serving() as url:
         yield url
-
-
-@pytest.fixture
-def authority() -> Authority:
-    return Authority()
 
 
 async def served(lab: Lab, authority: Authority, tmp_path: Path, **more: object) -> tuple[Running, int]:
@@ -95,13 +49,18 @@ def shown(client: Client) -> int:
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_an_sdk_client_needs_the_ca_in_its_environment_and_nothing_else(
-    lab: Lab, authority: Authority, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    lab: Lab,
+    authority: Authority,
+    server: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Literal["legacy", "2026-07-28"],
 ) -> None:
     _, port = await served(lab, authority, tmp_path, upstream=server)
     ca = tmp_path / "ca.pem"
     ca.write_text(authority.ca.pem)
     monkeypatch.setenv("SSL_CERT_FILE", str(ca))
-    async with SdkClient(f"https://127.0.0.1:{port}/mcp", mode=mode) as client:  # type: ignore[arg-type]  # a literal
+    async with SdkClient(f"https://127.0.0.1:{port}/mcp", mode=mode) as client:
         added: Any = await client.call_tool("add", {"a": 2, "b": 3})
         assert added.structured_content == {"result": 5}
 
@@ -280,116 +239,6 @@ async def test_without_a_certificate_the_service_answers_without_tls_only(
     authority.write(tmp_path / "tls")
     await soon(lambda: not refused_at(port))
     assert running.runtime.tls_problems() == {}
-
-
-SERVICE = Service(
-    name="svc", addresses=(HELD,), names=(NAME, "svc"), tls_port=443, upstream=HttpUpstream(url="http://127.0.0.1:9/")
-)
-
-
-class Kept:
-    """What keeps the certificate of SERVICE, at a time that a test moves."""
-
-    def __init__(self, directory: Path, authority: Authority) -> None:
-        self.authority = authority
-        self.file = directory / "svc.pem"
-        self.certificates = Certificates(directory, authority.certify, now=lambda: authority.now)
-        self.certificates.adopt({"svc": SERVICE})
-
-    @property
-    def certificate(self) -> x509.Certificate:
-        return x509.load_pem_x509_certificate(self.file.read_bytes())
-
-
-@pytest.fixture
-def kept(tmp_path: Path, authority: Authority) -> Kept:
-    return Kept(tmp_path / "tls", authority)
-
-
-async def test_the_key_is_private_and_a_new_one_each_time(kept: Kept, authority: Authority) -> None:
-    assert kept.certificates.context("svc") is None
-    assert await kept.certificates.look()
-    assert stat.S_IMODE(kept.file.stat().st_mode) == 0o600
-    assert stat.S_IMODE(kept.file.parent.stat().st_mode) == 0o700
-    first = kept.certificate.public_key()
-    assert isinstance(first, ec.EllipticCurvePublicKey)
-    authority.now += timedelta(hours=60)
-    assert not await kept.certificates.look()
-    assert kept.certificate.public_key() != first
-
-
-async def test_it_is_renewed_when_a_third_of_its_life_remains_and_not_before(kept: Kept, authority: Authority) -> None:
-    begin = authority.now
-    for hours, asked in ((0, 1), (0, 1), (47, 1), (49, 2), (72, 2)):
-        authority.now = begin + timedelta(hours=hours)
-        await kept.certificates.look()
-        assert len(authority.asked) == asked, hours
-
-
-async def test_one_that_ended_is_said_and_replaced(kept: Kept, authority: Authority) -> None:
-    await kept.certificates.look()
-    authority.now += timedelta(days=30)
-    assert "ended at" in kept.certificates.problems()["svc"]
-    await kept.certificates.look()
-    assert kept.certificates.problems() == {}
-    assert kept.certificate.not_valid_after_utc > authority.now
-
-
-async def test_one_for_other_names_or_addresses_is_replaced(kept: Kept, authority: Authority) -> None:
-    await kept.certificates.look()
-    authority.hosts = (*HOSTS, "127.0.0.6")
-    kept.certificates.adopt({"svc": SERVICE.model_copy(update={"addresses": (HELD, "127.0.0.6")})})
-    await kept.certificates.look()
-    assert len(authority.asked) == 2
-
-
-async def test_what_is_on_the_disk_is_used_after_a_restart(kept: Kept, authority: Authority, tmp_path: Path) -> None:
-    await kept.certificates.look()
-    authority.refusal = "the controller is away"
-    again = Certificates(tmp_path / "tls", authority.certify, now=lambda: authority.now)
-    again.adopt({"svc": SERVICE})
-    assert again.context("svc") is not None
-    await again.look()
-    assert len(authority.asked) == 1
-
-
-async def test_a_damaged_file_is_replaced(kept: Kept, tmp_path: Path, authority: Authority) -> None:
-    await kept.certificates.look()
-    kept.file.write_bytes(kept.file.read_bytes()[:100])
-    again = Certificates(tmp_path / "tls", authority.certify, now=lambda: authority.now)
-    again.adopt({"svc": SERVICE})
-    assert again.context("svc") is None
-    assert await again.look()
-    assert again.problems() == {}
-
-
-async def test_a_refusal_is_said_and_not_asked_for_in_a_tight_loop(kept: Kept, authority: Authority) -> None:
-    authority.refusal = "'n1' may not serve 'svc'"
-    for _ in range(3):
-        assert not await kept.certificates.look()
-    assert kept.certificates.problems() == {"svc": authority.refusal}
-    assert authority.asked == ["svc"]
-
-
-async def test_a_certificate_for_another_key_is_not_taken(kept: Kept, authority: Authority) -> None:
-    key = ec.generate_private_key(ec.SECP256R1()).public_key()
-    certificate = authority.ca.issue_service(key, HOSTS, now=authority.now, lifetime=authority.lifetime)
-
-    async def certify(_service: str, _csr: str) -> str:
-        return certificate
-
-    other = Certificates(kept.file.parent, certify)
-    other.adopt({"svc": SERVICE})
-    await other.look()
-    assert "another key" in other.problems()["svc"]
-    assert not kept.file.exists()
-
-
-async def test_the_key_of_a_service_that_is_served_here_no_more_is_removed(kept: Kept) -> None:
-    await kept.certificates.look()
-    kept.certificates.adopt({})
-    assert not kept.file.exists()
-    assert kept.certificates.context("svc") is None
 
 
 # --- the whole process, with agentd

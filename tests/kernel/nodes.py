@@ -66,7 +66,7 @@ class Node(OnHost):
 
     def __init__(self, host: Host, number: int, backend: str, *, endpoint: str | None = None, **settings: Any) -> None:
         super().__init__(host)
-        self.settings = LinkSettings(backend=backend, **settings)  # type: ignore[arg-type]  # a parameter of the test
+        self.settings = LinkSettings(backend=backend, **settings)
         place = endpoint or f"{host.address}:{self.settings.listen_port}"
         self.member = Member(number, endpoints=(place,))
         self.netmap: Netmap | None = None

@@ -58,11 +58,11 @@ def networks(*texts: str) -> tuple[Network, ...]:
 
 
 def put(index: int, *prefixes: str, **fields: object) -> PeerChange:
-    return PeerChange("add", "", KEYS[index], allowed_ips=networks(*prefixes), **fields)  # type: ignore[arg-type]  # by name
+    return PeerChange("add", "", KEYS[index], allowed_ips=networks(*prefixes), **fields)
 
 
 def change(index: int, *prefixes: str, **fields: object) -> PeerChange:
-    return PeerChange("change", "", KEYS[index], allowed_ips=networks(*prefixes), **fields)  # type: ignore[arg-type]  # by name
+    return PeerChange("change", "", KEYS[index], allowed_ips=networks(*prefixes), **fields)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

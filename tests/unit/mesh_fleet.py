@@ -29,7 +29,7 @@ def node(number: int, *tags: str, **changes: object) -> NodeRecord:
         "addresses": (f"100.64.{number >> 8}.{number & 255}", f"fd00:1::{number:x}"),
         "public_key": key(number),
     }
-    return NodeRecord(**(facts | changes))  # type: ignore[arg-type]
+    return NodeRecord(**(facts | changes))
 
 
 def place(name: str, number: int, holder: str | None = None) -> ServiceRecord:

@@ -48,7 +48,7 @@ def test_files_are_private_whatever_the_umask(state: StateDir) -> None:
     assert mode(state.path / NODE) == 0o600
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.usefixtures("root")
 def test_root_writes_for_the_owner_of_the_directory(state: StateDir) -> None:
     os.chown(state.path, 12345, 54321)
     state.write(WIREGUARD_KEY, b"secret")

@@ -61,7 +61,7 @@ class Elements(Lookup):
     def find(self, family: str, table: str, name: str, key: Sequence[object]) -> Found | None:
         if name == "unreadable":
             raise LookupError(name)
-        return {("verdicts", 8000): ("jump", "other"), ("ports", 8000): ("", "")}.get((name, *key))  # type: ignore[call-overload, no-any-return]
+        return {("verdicts", 8000): ("jump", "other"), ("ports", 8000): ("", "")}.get((name, *key))
 
 
 def ends(found: Listing, packet: Packet = TCP) -> set[tuple[str, Answer]]:

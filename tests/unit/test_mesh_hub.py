@@ -216,7 +216,7 @@ async def test_who_is_removed_or_disabled_is_told_and_not_let_in_again(
 ) -> None:
     async with agent(hub, 3) as tools:
         await until(tools.has(5))
-        hub.publish(Change(6, {"n3": record}))  # type: ignore[dict-item]
+        hub.publish(Change(6, {"n3": record}))
         await until(lambda: len(tools.frames) == 2)
         assert (tools.bye.reason, tools.bye.retry) == (reason, retry)
         await tools.connection.finished()

@@ -82,12 +82,12 @@ def reached(state: Desired, **changes: object) -> Observed:
         table_present=True,
         hints={key: peer.endpoint for key, peer in state.peers.items()},
     )
-    return replace(found, **changes)  # type: ignore[arg-type]  # fields by name
+    return replace(found, **changes)
 
 
 def with_peer(found: Observed, key: str, **changes: object) -> Observed:
     assert found.device is not None
-    peer = replace(found.peers[key], **changes)  # type: ignore[arg-type]  # fields by name
+    peer = replace(found.peers[key], **changes)
     return replace(found, device=replace(found.device, peers={**found.peers, key: peer}))
 
 
@@ -197,7 +197,7 @@ def only_change(state: Desired, found: Observed) -> PeerChange:
 
 
 def with_wanted(**changes: object) -> Desired:
-    return replace(BASE, peers={KEY: replace(BASE.peers[KEY], **changes)})  # type: ignore[arg-type]  # fields by name
+    return replace(BASE, peers={KEY: replace(BASE.peers[KEY], **changes)})
 
 
 def test_keepalive_that_vanished_is_turned_off() -> None:

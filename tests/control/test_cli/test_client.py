@@ -154,7 +154,7 @@ def test_lists_follow_pages_to_the_end(client: RestClient, monkeypatch: pytest.M
     for number in range(5):
         client.create_enrolment_key(EnrolmentKeyCreate(note=f"page {number}"))
     whole = [key.id for key in client.enrolment_keys()]
-    monkeypatch.setattr("controller.client.rest._PAGE", 2)
+    monkeypatch.setattr("controller.client.transport._PAGE", 2)
     assert [key.id for key in client.enrolment_keys()] == whole
     assert len(set(whole)) == len(whole) >= 5
 
