@@ -269,8 +269,8 @@ class RestClient:
 
     def paths(self, *, node: str | None = None, peer: str | None = None) -> tuple[HostPath, ...]:
         """GET /paths: how connected hosts reach their peers. `node` and `peer` are ids."""
-        params = {"limit": "20000"} | _given({"node": node, "peer": peer})
-        return self._read(PathList, self._send("GET", "paths", params=params)).items
+        params = {"limit": "20000", "node": node, "peer": peer}
+        return read(PathList, self._http.send("GET", "paths", params=params)).items
 
     # Admin tokens
 

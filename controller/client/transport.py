@@ -50,8 +50,7 @@ class Transport:
 
     def page(self, model: type[Page[M]], path: str, query: Query, size: int = _PAGE) -> Page[M]:
         """GET one page of a list."""
-        given = {key: value for key, value in query.items() if value is not None}
-        return read(model, self.send("GET", path, params=given | {"limit": str(size)}))
+        return read(model, self.send("GET", path, params={**query, "limit": str(size)}))
 
     def pages(self, model: type[Page[M]], path: str, query: Query, size: int = _PAGE) -> Iterator[M]:
         """GET a list page by page, as its items are consumed."""
@@ -71,12 +70,13 @@ class Transport:
         method: str,
         path: str,
         *,
-        params: Mapping[str, str | Sequence[str]] | None = None,
+        params: Query | None = None,
         json: Any = None,
         etag: str | None = None,
         idempotency_key: str | None = None,
     ) -> httpx.Response:
         """The controller's answer, if it is one of success. Raises ClientError."""
+        given = {key: value for key, value in (params or {}).items() if value is not None}
         headers = {"If-Match": etag} if etag is not None else {}
         if idempotency_key is not None:
             headers["Idempotency-Key"] = idempotency_key
@@ -84,7 +84,7 @@ class Transport:
         pause = _PAUSE
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                answer = self._http.request(method, path, params=params, json=json, headers=headers)
+                answer = self._http.request(method, path, params=given, json=json, headers=headers)
             except httpx.TransportError as error:
                 problem = tls_problem(self.url, error)
                 if problem is not None:
