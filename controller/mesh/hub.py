@@ -188,7 +188,7 @@ class Hub:
 
     def here(self, node_id: NodeId) -> Presence:
         """What is known about a node's connection to this controller."""
-        presence = self._presence.get(node_id, Presence())
+        presence = self._known(node_id)
         connection = self._connections.get(node_id)
         if connection is None:
             return presence

@@ -9,16 +9,11 @@ from hypothesis import strategies as st
 
 from agentd.model import (
     NO_PRESHARED_KEY,
-    Desired,
     Endpoint,
     KernelError,
-    LinkSettings,
     MapError,
     Network,
-    Observed,
-    ObservedDevice,
     ObservedLink,
-    ObservedPeer,
 )
 from agentd.operations import (
     AddAddress,
@@ -33,63 +28,9 @@ from agentd.operations import (
     SetLink,
 )
 from agentd.plan import STALE_HANDSHAKE, desired, plan
-from controller.wire.netmap import AddressSet, Netmap
-from tests.kernel.maps import Member, allow, netmap
+from tests.kernel.maps import Member, netmap
 
-NOW = 1_800_000_000.0
-LINK = LinkSettings()
-SELF, PEER, OTHER = Member(1), Member(2, endpoints=("192.0.2.2:51820",)), Member(3)
-NOTHING = Observed(
-    backend="kernel",
-    now=NOW,
-    link=None,
-    device=None,
-    addresses=frozenset(),
-    held=frozenset(),
-    routes=frozenset(),
-    ruleset=None,
-    table_present=False,
-    hints={},
-)
-
-
-def want(wanted: Netmap) -> Desired:
-    return desired(wanted, LINK, SELF.public_key, now=NOW)
-
-
-def reached(state: Desired, **changes: object) -> Observed:
-    """What is observed when everything in `state` was applied a moment ago and its peers talk."""
-    peers = {
-        key: ObservedPeer(
-            public_key=key,
-            allowed_ips=peer.allowed_ips,
-            endpoint=peer.endpoint,
-            keepalive=peer.keepalive,
-            preshared_key=peer.preshared_key,
-            last_handshake=NOW - 10,
-        )
-        for key, peer in state.peers.items()
-    }
-    found = Observed(
-        backend="kernel",
-        now=NOW,
-        link=ObservedLink(index=7, kind="wireguard", mtu=state.link.mtu, up=True, ours=True),
-        device=ObservedDevice(state.public_key, state.link.listen_port, peers),
-        addresses=state.addresses,
-        held=state.held,
-        routes=state.routes,
-        ruleset=state.ruleset,
-        table_present=True,
-        hints={key: peer.endpoint for key, peer in state.peers.items()},
-    )
-    return replace(found, **changes)
-
-
-def with_peer(found: Observed, key: str, **changes: object) -> Observed:
-    assert found.device is not None
-    peer = replace(found.peers[key], **changes)
-    return replace(found, device=replace(found.device, peers={**found.peers, key: peer}))
-
+from .plans import BASE, KEY, LINK, NOTHING, NOW, OTHER, PEER, SELF, only_change, reached, want, with_peer, with_wanted
 
 # --- desired ----------------------------------------------------------------------------------------------------------
 
@@ -184,20 +125,6 @@ def test_when_no_present_peer_is_wanted_all_go_with_one_flag() -> None:
 
 
 # --- plan: fields of a peer -------------------------------------------------------------------------------------------
-
-BASE = want(netmap(SELF, PEER))
-KEY = PEER.public_key
-
-
-def only_change(state: Desired, found: Observed) -> PeerChange:
-    (change,) = plan(state, found)
-    assert isinstance(change, PeerChange)
-    assert change.action == "change"
-    return change
-
-
-def with_wanted(**changes: object) -> Desired:
-    return replace(BASE, peers={KEY: replace(BASE.peers[KEY], **changes)})
 
 
 def test_keepalive_that_vanished_is_turned_off() -> None:
@@ -322,79 +249,6 @@ def test_a_peer_whose_path_is_narrow_has_routes_of_its_own_and_loses_them_when_i
     assert sorted(str(operation) for operation in back) == sorted(
         f"remove route {operation}" for operation in (route for route in narrow.routes - wide.routes)
     )
-
-
-# --- plan: services ---------------------------------------------------------------------------------------------------
-
-HELD = ("100.64.8.1", "fd77:7761:7264::8:1")
-HELD_NETWORKS = tuple(sorted(Network.host(address) for address in HELD))
-FOR_SERVICE = [allow("in", "tcp", 443, local=["svc:x"]), allow("in", "icmp")]
-
-
-def with_service(*members: Member) -> Desired:
-    """The state of the first member, which may serve svc:x, as may others; its addresses are where `held` says."""
-    wanted = netmap(*members, rules=FOR_SERVICE)
-    service = AddressSet(name="svc:x", addresses=frozenset(HELD))
-    return want(wanted.model_copy(update={"sets": wanted.sets | {"svc:x": service}}))
-
-
-def test_a_held_address_is_the_peers_allowed_ip_and_needs_no_route_of_its_own() -> None:
-    state = want(netmap(SELF, replace(PEER, held=HELD)))
-    assert state.peers[KEY].allowed_ips == want(netmap(SELF, PEER)).peers[KEY].allowed_ips | set(HELD_NETWORKS)
-    assert state.routes == want(netmap(SELF, PEER)).routes
-
-
-def test_a_held_address_of_this_host_is_no_source_of_a_route() -> None:
-    lowest = replace(SELF, address="100.64.9.9", held=HELD)
-    assert "100.64.0.0/16 src 100.64.9.9" in {str(route) for route in want(netmap(lowest)).routes}
-
-
-def test_a_service_that_moves_between_peers_is_two_changes_of_peers_and_nothing_else() -> None:
-    operations = plan(
-        with_service(SELF, PEER, replace(OTHER, held=HELD)),
-        reached(with_service(SELF, replace(PEER, held=HELD), OTHER)),
-    )
-    own = tuple(sorted(Network.host(address) for address in (PEER.address, PEER.address6)))
-    assert operations == (
-        PeerChange("change", "n2", KEY, allowed_ips=own, replace_allowed_ips=True),
-        PeerChange("change", "n3", OTHER.public_key, allowed_ips=HELD_NETWORKS),
-    )
-
-
-def test_a_service_that_comes_to_this_host_leaves_its_peer_first() -> None:
-    operations = plan(
-        with_service(replace(SELF, held=HELD), PEER), reached(with_service(SELF, replace(PEER, held=HELD)))
-    )
-    assert [type(operation) for operation in operations] == [PeerChange, ChangeTable, AddAddress, AddAddress]
-    assert operations[2:] == tuple(AddAddress(network, held=True) for network in HELD_NETWORKS)
-    assert isinstance(operations[0], PeerChange)
-    assert set(HELD_NETWORKS).isdisjoint(operations[0].allowed_ips)
-
-
-def test_a_service_that_leaves_this_host_is_gone_from_it_before_its_new_holder_has_it() -> None:
-    operations = plan(
-        with_service(SELF, replace(PEER, held=HELD)), reached(with_service(replace(SELF, held=HELD), PEER))
-    )
-    assert operations[:2] == tuple(RemoveAddress(network) for network in HELD_NETWORKS)
-    assert [type(operation) for operation in operations[2:]] == [ChangeTable, PeerChange]
-
-
-def test_a_held_address_that_becomes_the_own_one_is_not_removed() -> None:
-    before = want(netmap(replace(SELF, held=HELD)))
-    own = replace(SELF, address=HELD[0])
-    operations = plan(want(netmap(own)), reached(before))
-    assert AddAddress(Network.host(HELD[0])) in operations
-    assert RemoveAddress(Network.host(HELD[0])) not in operations
-
-
-def test_two_peers_that_hold_one_address_are_refused() -> None:
-    with pytest.raises(MapError, match=r"100\.64\.8\.1/32 of 'n3' overlaps 100\.64\.8\.1/32 of 'n2'"):
-        want(netmap(SELF, replace(PEER, held=HELD), replace(OTHER, held=HELD)))
-
-
-def test_a_peer_that_holds_what_this_host_holds_is_refused() -> None:
-    with pytest.raises(MapError, match="overlaps"):
-        want(netmap(replace(SELF, held=HELD), replace(PEER, held=HELD)))
 
 
 # --- plan: safety -----------------------------------------------------------------------------------------------------
