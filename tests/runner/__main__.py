@@ -1,7 +1,8 @@
 """`tests/run` after the bootstrap: runs the chosen parts, each where it belongs, and prints one line per part.
 
-Exit code 0 only when every part ran at least one test and none failed. With more than one part and processor, what
-runs in the guest, which has one processor, runs beside what runs on the host, and is shown after it.
+Exit code 0 only when every part ran at least one test and none failed. With more than one part and processor, stages
+run two at a time: those in the guest, which has one processor, and then the last of those on the host, beside the first
+of those on the host, and are shown after these.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from tests.lab.kernel import missing_features
 from tests.runner import parts, report
 from tests.runner.parts import PARTS, Part, Place, Stage
 from tests.runner.report import Outcome
-from tests.runner.stages import ROOT, Lane, Running, kernel_name, title
+from tests.runner.stages import NOT_STARTED, ROOT, Lane, Queue, Running, kernel_name, title
 
 Plan = dict[Part, list[Stage]]
 
@@ -74,20 +75,25 @@ def stages_of(part: Part) -> list[Stage]:
 def run(plan: Plan, arguments: Sequence[str], results: Path, outcomes: dict[Stage, Outcome]) -> None:
     """Run all stages; `outcomes` has those that finished, also when this is interrupted."""
     stages = [stage for planned in plan.values() for stage in planned]
-    guests = [stage for stage in stages if stage.place is not Place.HOST]
-    beside = guests if len(plan) > 1 and len(guests) < len(stages) and (os.cpu_count() or 1) > 1 else []
-    lane = Lane(beside, arguments, results)
-    if beside:
-        names = ", ".join(dict.fromkeys(stage.part.name for stage in beside))
-        print(f"\n== beside these, in the guest, shown afterwards: {names}", flush=True)
+    several = len(plan) > 1 and len(stages) > 1 and (os.cpu_count() or 1) > 1
+    guests = [stage for stage in stages if several and stage.place is not Place.HOST]
+    waiting = Queue(stage for stage in stages if stage not in guests)
+    lane = Lane(guests, waiting, arguments, results)
+    if several:
+        names = ", ".join(dict.fromkeys(stage.part.name for stage in guests))
+        print(f"\n== beside these, shown afterwards: {names or 'those at the end'}", flush=True)
         lane.start()
     try:
-        for stage in [stage for stage in stages if stage not in beside]:
+        while stage := waiting.first():
             print(f"\n{title(stage)}", flush=True)
             outcomes[stage] = Running(stage, arguments, results).finish()
-        for stage in beside:
-            print(f"\n{title(stage)}", flush=True)
-            outcomes[stage] = lane.finish(stage)
+        if several:
+            for stage, outcome in lane.ended():
+                print(f"\n{title(stage)}", flush=True)
+                lane.show(stage)
+                outcomes[stage] = outcome
+        for stage in stages:
+            outcomes.setdefault(stage, NOT_STARTED)
     finally:
         lane.stop()
 

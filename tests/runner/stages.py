@@ -1,15 +1,18 @@
 """Runs one stage, on the host or in the guest, and reads what came of it. Knows no other stage."""
 
 import contextlib
+import itertools
 import os
 import platform
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import IO, Final
 
 from tests.lab.kernel import missing_features
@@ -18,11 +21,12 @@ from tests.runner.isolation import isolated
 from tests.runner.parts import Place, Stage
 from tests.runner.report import Outcome
 
-__all__ = ["ROOT", "Lane", "Running", "kernel_name", "title"]
+__all__ = ["NOT_STARTED", "ROOT", "Lane", "Queue", "Running", "kernel_name", "title"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-STAGE_SECONDS: Final = 3600  # wall time after which a stage is ended; single tests have pytest-timeout
+STAGE_SECONDS: Final = 1800  # wall time after which a stage is ended; single tests have pytest-timeout
 INTERRUPTED_SECONDS: Final = 10  # for pytest to say where it was
+NOT_STARTED: Final = Outcome(broken="it could not be started (the reason is above)")
 
 
 class Running:
@@ -60,40 +64,65 @@ class Running:
         self._process.wait()
 
 
+class Queue:
+    """Stages that wait for whoever is free next. Used from several threads."""
+
+    def __init__(self, stages: Iterable[Stage]) -> None:
+        self._waiting = deque(stages)
+
+    def first(self) -> Stage | None:
+        """Take the first; None when none is left."""
+        with contextlib.suppress(IndexError):
+            return self._waiting.popleft()
+        return None
+
+    def last(self) -> Stage | None:
+        """Take the last; None when none is left."""
+        with contextlib.suppress(IndexError):
+            return self._waiting.pop()
+        return None
+
+
 class Lane(threading.Thread):
     """Stages one after another beside the others, their output kept until somebody asks for it.
 
-    The thread lives as long as its processes: they have the parent-death signal, which goes with the thread.
+    When its own are done, it helps with those that still wait. The thread lives as long as its processes: they have
+    the parent-death signal, which goes with the thread.
     """
 
-    def __init__(self, stages: Sequence[Stage], arguments: Sequence[str], results: Path) -> None:
+    def __init__(self, own: Sequence[Stage], waiting: Queue, arguments: Sequence[str], results: Path) -> None:
         super().__init__(daemon=True)
-        self._arguments, self._results = arguments, results
+        self._own, self._waiting, self._arguments, self._results = own, waiting, arguments, results
         self._stopped = threading.Event()
         self._current: Running | None = None
-        self._done = {stage: threading.Event() for stage in stages}
-        self._outcomes: dict[Stage, Outcome] = {}
+        self._ended: SimpleQueue[tuple[Stage, Outcome] | None] = SimpleQueue()
 
     def run(self) -> None:
-        for stage, done in self._done.items():
-            if self._stopped.is_set():
-                return
-            with self._output(stage).open("wb") as output:
-                self._current = Running(stage, self._arguments, self._results, output)
-                self._outcomes[stage] = self._current.finish()
-            done.set()
+        try:
+            for stage in itertools.chain(self._own, iter(self._waiting.last, None)):
+                if self._stopped.is_set():
+                    return
+                outcome = NOT_STARTED
+                try:
+                    with self._output(stage).open("wb") as output:
+                        self._current = Running(stage, self._arguments, self._results, output)
+                        outcome = self._current.finish()
+                finally:
+                    self._ended.put((stage, outcome))
+        finally:
+            self._ended.put(None)
 
-    def finish(self, stage: Stage) -> Outcome:
-        """Wait for a stage, copy its output to ours, and return what came of it."""
-        while not self._done[stage].wait(1):
-            if not self.is_alive():
-                return Outcome(broken="it could not be started (the reason is above)")
+    def ended(self) -> Iterator[tuple[Stage, Outcome]]:
+        """Each of its stages, as soon as it has ended, until there is nothing left for it to do."""
+        yield from iter(self._ended.get, None)
+
+    def show(self, stage: Stage) -> None:
+        """Copy a stage's output to ours."""
         with self._output(stage).open("rb") as output:
             sys.stdout.flush()
             while chunk := output.read(65536):
                 sys.stdout.buffer.write(chunk)
             sys.stdout.flush()
-        return self._outcomes[stage]
 
     def stop(self) -> None:
         """End it with what it runs."""

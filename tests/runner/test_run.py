@@ -26,6 +26,17 @@ def test_slow():
     pathlib.Path({started!r}).touch()
     subprocess.run(["bash", "-c", "exec -a {marker} sleep 1000"])
 """
+MEETING = """
+import pathlib
+from tests.lab import eventually
+def test_meets_the_other():
+    first, second = (pathlib.Path({directory!r}) / name for name in ("first", "second"))
+    try:
+        first.mkdir()
+    except FileExistsError:
+        second.mkdir()
+    eventually(lambda: first.exists() and second.exists(), timeout=60)
+"""
 CRASH = "def test_crash():\n    import os\n    os.kill(os.getpid(), 9)\n"
 
 
@@ -73,6 +84,11 @@ def test_parts_in_the_guest_run_beside_the_others_and_are_counted(tmp_path: Path
     done = run("unit", "virtual-time", "--", file_of(tmp_path, MIXED), "-k", "passes")
     assert last_line(done) == "2 passed, 0 failed"
     assert "virtual time" in next(line for line in done.stdout.splitlines() if line.startswith("virtual-time "))
+
+
+def test_two_parts_on_the_host_run_at_the_same_time_where_there_are_two_processors(tmp_path: Path) -> None:
+    done = run("unit", "bench-tests", "--", file_of(tmp_path, MEETING.format(directory=str(tmp_path))))
+    assert last_line(done) == ("2 passed, 0 failed" if (os.cpu_count() or 1) > 1 else "1 passed, 1 failed")
 
 
 def test_an_unknown_part_is_an_error_that_lists_the_known_ones() -> None:
