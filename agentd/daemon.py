@@ -131,6 +131,7 @@ async def _run(config: Config) -> int:
             stun=stun_of(member.node.url, config.stun_port),
             candidates=lambda: endpoints(config, own.now, mesh),
             mtu=config.mtu,
+            listen_port=config.listen_port,
         )
         kernel = Reconciler(
             _link_settings(config, probes.port),
@@ -303,7 +304,7 @@ class _Daemon:
         return left
 
     async def _remove_more(self) -> list[str]:
-        names = await self._naming.end()
+        names = [*await self._naming.end(), *await self._prober.unmap()]
         return [*names, *(await self._gateway.end() if self._gateway is not None else [])]
 
     def _serving_changed(self) -> None:

@@ -87,6 +87,7 @@ def netcheck(prober: Prober, candidates: tuple[Endpoint, ...], listen_port: int)
         candidates=candidates,
         reflexive=prober.reflexive,
         servers=servers,
+        mapped=prober.mapped,
         remembered=prober.remembered,
         listen_port=listen_port,
     )

@@ -88,6 +88,7 @@ class Netcheck(Message):
     candidates: tuple[Endpoint, ...] = Field(description="the host's own endpoints, as peers hear of them")
     reflexive: tuple[Endpoint, ...] = Field(description="where it is seen, if that is elsewhere")
     servers: tuple[StunServer, ...] = ()
+    mapped: Endpoint | None = Field(default=None, description="the router's port that leads here, by NAT-PMP")
     remembered: float | None = Field(
         default=None, description="seconds, at least, that the NAT remembers a silent flow; None: not measured"
     )

@@ -22,6 +22,8 @@ from controller.wire.stun import Binding, StunError, decode, encode, is_authenti
 
 from .binding import Keeping
 from .facts import OwnAddresses
+from .kernel.links import default_gateway
+from .mapping import PortMapping
 from .path_mtu import PathMtu
 from .path_report import Reached
 from .paths.checks import Checks, State, View
@@ -77,6 +79,7 @@ class Prober:
         stun: tuple[str, int] | None,
         candidates: Callable[[], tuple[Endpoint, ...]],
         mtu: int = 1420,
+        listen_port: int = 51820,
     ) -> None:
         """`stun`: host name or address and first port of the controller's STUN; None: nobody is asked.
 
@@ -91,6 +94,7 @@ class Prober:
         self._questions: dict[bytes, _Question] = {}  # by transaction
         self._sizes = PathMtu(self._ask_sized, mtu, self._tell_changed)
         self._keeping = Keeping(self._keep)
+        self._mapping = PortMapping(listen_port, default_gateway, self._mapped)
         self._fresh = (os.urandom(12) for _ in itertools.count())
         self._timer: asyncio.TimerHandle | None = None
         self._resolve = asyncio.Event()
@@ -210,6 +214,7 @@ class Prober:
         self._checks.moved(Preference(self._own.chooser), self._now)
         self._resolve.set()
         self._keeping.measure_again()
+        self._mapping.moved()
         self._schedule()
 
     async def run(self) -> None:
@@ -222,6 +227,7 @@ class Prober:
                 group.create_task(self._ask_servers())
                 group.create_task(self._sizes.run())
                 group.create_task(self._keeping.run())
+                group.create_task(self._mapping.run())
         finally:
             loop.remove_reader(self._socket.fileno())
             if self._timer is not None:
@@ -347,6 +353,7 @@ class Prober:
                 self._links.seen()
         if self._discovery.nat != "unknown":
             self._keeping.behind_nat_of(self._discovery.translated_by)
+            self._mapping.want(self._discovery.translated_by is not None)
         changed = self._checks.take_changed()
         for node in changed:
             for view in self._checks.views(node):
@@ -358,6 +365,20 @@ class Prober:
 
     async def _ask_sized(self, node: NodeId, endpoint: Endpoint, size: int, patience: float) -> float | None:
         return await self.ask(node, endpoint, patience=patience, size=size)
+
+    async def unmap(self) -> list[str]:
+        """Give the router's port back; what was done, for people."""
+        return await self._mapping.end()
+
+    @property
+    def mapped(self) -> Endpoint | None:
+        """The port of this host's router that leads here; None where there is none."""
+        return self._mapping.endpoint
+
+    def _mapped(self) -> None:
+        self._discovery.forwarded = self._mapping.endpoint
+        if self._links is not None:
+            self._links.seen()
 
     def _keep(self) -> None:
         self._checks.keep = self._keeping.seconds

@@ -66,6 +66,8 @@ def netcheck(answer: Netcheck) -> None:
     table.add_column(overflow="fold")
     table.add_row("NAT", _NAT[answer.nat])
     table.add_row("UDP", _UDP[answer.udp])
+    if answer.mapped is not None:
+        table.add_row("mapped", f"{answer.mapped} of the router leads here")
     if answer.remembered is not None:
         table.add_row("remembered", f"a silent flow, for {answer.remembered:.0f} s at least")
     table.add_row("seen at", " ".join(answer.reflexive) or "its own endpoints, or not known")

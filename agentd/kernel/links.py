@@ -32,7 +32,7 @@ from agentd.model import HostNetwork, KernelError, LocalAddress, Network, Observ
 from .errors import refused
 from .netlink import NETLINK_ROUTE, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NetlinkError, NetlinkSocket
 
-__all__ = ["GROUP", "ROUTE_PROTOCOL", "Links", "host_networks", "local_addresses"]
+__all__ = ["GROUP", "ROUTE_PROTOCOL", "Links", "default_gateway", "host_networks", "local_addresses"]
 
 GROUP: Final = 0x776D  # "wm": the device group that marks our links; `ip link show group 30573` lists them
 ROUTE_PROTOCOL: Final = 119  # unassigned in /etc/iproute2/rt_protos; `ip route show proto 119` lists ours
@@ -260,6 +260,16 @@ class Links:
                     found.append((link, f"{destination}/{answer['dst_len']}"))
         return found
 
+    def gateway(self) -> str | None:
+        """The router of the main table's IPv4 default route, the one with the lowest metric; None without one."""
+        request = _message(rtmsg, family=socket.AF_INET, table=_RT_TABLE_MAIN)
+        found = [
+            (answer.get_attr("RTA_PRIORITY") or 0, answer.get_attr("RTA_GATEWAY"))
+            for answer in self._dump(RTM_GETROUTE, request, rtmsg)
+            if answer["type"] == _RTN_UNICAST and answer["dst_len"] == 0 and answer.get_attr("RTA_GATEWAY")
+        ]
+        return min(found)[1] if found else None
+
     # --- requests ---
 
     def _dump(self, kind: int, request: bytes, message: Any) -> list[Any]:
@@ -311,6 +321,15 @@ def local_addresses() -> list[LocalAddress]:
             for index, address, length in links.all_addresses()
             if index not in ours
         ]
+    finally:
+        links.close()
+
+
+def default_gateway() -> str | None:
+    """The IPv4 address of the router that this host sends everything else to; None without one."""
+    links = Links()
+    try:
+        return links.gateway()
     finally:
         links.close()
 

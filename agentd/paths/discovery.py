@@ -53,6 +53,7 @@ class Discovery:
     def __init__(self) -> None:
         self._servers: dict[Endpoint, _Server] = {}
         self._own: frozenset[Endpoint] = frozenset()
+        self.forwarded: Endpoint | None = None  # the port of a router that leads here
 
     def ask_all(self, servers: Iterable[Endpoint], own: Iterable[Endpoint], now: float) -> None:
         """Begin anew. What was learned is kept, unless this host's own endpoints are others now."""
@@ -95,12 +96,19 @@ class Discovery:
 
     @property
     def reflexive(self) -> tuple[Endpoint, ...]:
-        """Where this host is seen, if that is none of its own endpoints: of each family, what the first server says."""
+        """Where this host is seen, if that is none of its own endpoints: of each family, what the first server says.
+
+        And a router's port that leads here; one at an address that no server sees is inside of a further NAT.
+        """
         found: dict[bool, Endpoint] = {}
         for server in self._servers.values():
             if server.mapped is not None:
                 found.setdefault(_is_six(server.mapped), server.mapped)
-        return tuple(mapped for mapped in found.values() if mapped not in self._own)
+        seen = dict.fromkeys(mapped for mapped in found.values() if mapped not in self._own)
+        outside = {split_endpoint(endpoint)[0] for endpoint in seen}
+        if self.forwarded is not None and split_endpoint(self.forwarded)[0] in outside:
+            seen[self.forwarded] = None
+        return tuple(seen)
 
     @property
     def translated_by(self) -> Endpoint | None:

@@ -80,3 +80,20 @@ def test_an_answer_from_elsewhere_or_to_another_question_is_none_of_ours() -> No
     assert not discovery.answered(b"b" * 12, SERVERS[0], "203.0.113.1:1", 0)
     assert not discovery.answered(question.transaction, SERVERS[0], None, 0)
     assert discovery.answered(question.transaction, SERVERS[0], "203.0.113.1:1", 0)
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "offered"),
+    [
+        ("203.0.113.1:51820", ("203.0.113.1:4000", "203.0.113.1:51820")),
+        ("203.0.113.1:4000", ("203.0.113.1:4000",)),
+        ("192.168.1.9:51820", ("203.0.113.1:4000",)),
+    ],
+    ids=["another port", "the same port", "inside of a further NAT"],
+)
+def test_a_routers_port_is_offered_where_the_servers_see_that_router(forwarded: str, offered: tuple[str, ...]) -> None:
+    discovery = Discovery()
+    discovery.ask_all(SERVERS, OWN, 0)
+    drive(discovery, dict.fromkeys(SERVERS, "203.0.113.1:4000"), 1)
+    discovery.forwarded = forwarded
+    assert discovery.reflexive == offered

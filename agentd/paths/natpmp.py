@@ -1,0 +1,74 @@
+"""NAT-PMP messages as bytes (RFC 6886): how a host asks its router for a port of the router's. Pure.
+
+Four fields and two questions; PCP (RFC 6887) routers answer it too, and the libraries for it on PyPI are not kept.
+"""
+
+import ipaddress
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from controller.wire.base import Address
+
+__all__ = ["SERVER_PORT", "External", "Mapped", "NatPmpError", "ask_external", "ask_mapping", "read"]
+
+SERVER_PORT: Final = 5351
+
+_VERSION: Final = 0
+_EXTERNAL: Final = 0
+_MAP_UDP: Final = 1
+_ANSWER: Final = 128
+# Section 3.5
+_RESULTS: Final = {
+    1: "it does not speak this version",
+    2: "it refuses to: port mapping is switched off there",
+    3: "it has no address of its own",
+    4: "it has no port left",
+    5: "it does not do that",
+}
+
+
+class NatPmpError(ValueError):
+    """The router refused, or these bytes are no answer; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """The router's address outside."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What comes to the router's UDP port `external` goes to this host's port `internal`, for `lifetime` seconds."""
+
+    internal: int
+    external: int
+    lifetime: int
+
+
+def ask_external() -> bytes:
+    """What is your address outside? (section 3.2)"""
+    return struct.pack("!BB", _VERSION, _EXTERNAL)
+
+
+def ask_mapping(internal: int, external: int, lifetime: int) -> bytes:
+    """Map a UDP port for `lifetime` seconds, to `external` if that is free; 0 seconds: no more (sections 3.3, 3.4)."""
+    return struct.pack("!BBHHHI", _VERSION, _MAP_UDP, 0, internal, external if lifetime else 0, lifetime)
+
+
+def read(data: bytes) -> External | Mapped:
+    """An answer. Raises NatPmpError."""
+    if len(data) < 8:
+        raise NatPmpError(f"{len(data)} bytes are no answer of NAT-PMP")
+    version, operation, result, _ = struct.unpack_from("!BBHI", data)
+    if version != _VERSION or operation not in {_ANSWER + _EXTERNAL, _ANSWER + _MAP_UDP}:
+        raise NatPmpError(f"version {version}, operation {operation} is no answer of NAT-PMP")
+    if result:
+        raise NatPmpError(_RESULTS.get(result, f"result {result}"))
+    if len(data) != (12 if operation == _ANSWER + _EXTERNAL else 16):
+        raise NatPmpError(f"an answer of {len(data)} bytes to operation {operation - _ANSWER}")
+    if operation == _ANSWER + _EXTERNAL:
+        return External(str(ipaddress.IPv4Address(data[8:])))
+    return Mapped(*struct.unpack_from("!HHI", data, 8))
