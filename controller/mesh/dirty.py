@@ -33,12 +33,13 @@ class Dirty:
     services: set[ServiceName] = field(default_factory=set)
     calls: set[str] = field(default_factory=set)
     names: set[ServiceName] = field(default_factory=set)
+    forwards: set[str] = field(default_factory=set)
 
     def is_empty(self) -> bool:
         return not (self.node or self.peers or self._has_more())
 
     def _has_more(self) -> bool:
-        return bool(self.rules or self.sets or self.elements or self.services or self.calls or self.names)
+        return bool(self.sets or self.elements or any(self._named()))
 
     def concerns(self, node_id: NodeId) -> bool:
         """False when nothing, or only the node as its own peer, is named: a shared value may name everybody."""
@@ -46,8 +47,7 @@ class Dirty:
 
     def size(self) -> int:
         """How many names it holds: its share of a bounded log."""
-        objects = sum(map(len, (self.peers, self.rules, self.sets, self.services, self.calls, self.names)))
-        return _OWN + objects + sum(map(len, self.elements.values()))
+        return _OWN + sum(map(len, (self.peers, self.sets, *self._named(), *self.elements.values())))
 
     def add_elements(self, name: str, addresses: Iterable[Address]) -> None:
         self.elements.setdefault(name, set()).update(addresses)
@@ -60,8 +60,12 @@ class Dirty:
         self.services |= other.services
         self.calls |= other.calls
         self.names |= other.names
+        self.forwards |= other.forwards
         for name, addresses in other.elements.items():
             self.add_elements(name, addresses)
+
+    def _named(self) -> tuple[set[str], ...]:
+        return self.rules, self.services, self.calls, self.names, self.forwards
 
 
 Affected = dict[NodeId, Dirty]

@@ -16,7 +16,7 @@ from controller.records import NodeRecord
 from controller.wire.base import Address, Prefix
 from controller.wire.netmap import Mesh, NodeId, Peer, SelfNode
 
-__all__ = ["ABSENT", "BadRecordError", "ConflictError", "Entry", "Registry", "entry_for"]
+__all__ = ["ABSENT", "BadRecordError", "ConflictError", "Entry", "Registry", "entry_for", "role_of"]
 
 # RFC 4787 section 4.3 wants NATs to keep a UDP mapping for 120 s, but Linux forgets an unanswered one after 30 s.
 KEEPALIVE: Final = 25
@@ -80,8 +80,12 @@ def entry_for(record: NodeRecord, mesh: Mesh, policy: CompiledPolicy) -> Entry:
     for address in peer.addresses:
         if not any(ipaddress.ip_address(address) in network for network in _networks(mesh.prefix4, mesh.prefix6)):
             raise BadRecordError(f"the address {address} is outside the mesh ({mesh.prefix4}, {mesh.prefix6})")
-    role = policy.role(node.name, node.tags, node.addresses)
-    return Entry(node, peer, peer.model_copy(update={"keepalive": KEEPALIVE}), role, record.behind_nat)
+    return Entry(node, peer, peer.model_copy(update={"keepalive": KEEPALIVE}), role_of(policy, peer), record.behind_nat)
+
+
+def role_of(policy: CompiledPolicy, peer: Peer) -> Role:
+    """The selectors of the policy that match a node."""
+    return policy.role(peer.name, peer.tags, peer.addresses, relayed=peer.kind == "agent")
 
 
 @lru_cache(maxsize=8)

@@ -68,6 +68,7 @@ class Maps:
             services={name: self._placed(service) for name, service in view.services.items()},
             calls=dict(view.calls),
             names={name: found for name in sorted(view.names) if (found := self.places.addresses(name))},
+            forwards=dict(view.forwards),
         )
 
     def delta(self, node_id: NodeId, dirty: Dirty, base: Revision, revision: Revision) -> Delta | None:
@@ -99,6 +100,8 @@ class Maps:
             calls_removed=tuple(grant for grant in sorted(dirty.calls) if grant not in view.calls),
             names=names,
             names_removed=tuple(name for name in sorted(dirty.names) if name not in names),
+            forwards=tuple(view.forwards[grant] for grant in sorted(dirty.forwards) if grant in view.forwards),
+            forwards_removed=tuple(grant for grant in sorted(dirty.forwards) if grant not in view.forwards),
         )
 
     def named(

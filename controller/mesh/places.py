@@ -20,8 +20,9 @@ def key_of(name: ServiceName) -> str:
 
 
 def sets_of(view: View) -> frozenset[str]:
-    """The sets in the map of a node with this view: of its counterparts, and of the services that it may serve."""
-    return view.sets.union(map(key_of, view.services)) if view.services else view.sets
+    """The sets in the map of a node with this view: of counterparts, of the services that it may serve, and of those
+    between whom it relays."""
+    return view.sets.union(map(key_of, view.services), view.carried) if view.services or view.carried else view.sets
 
 
 class Places:

@@ -90,6 +90,7 @@ def _changes(old: Layout, new: Layout, pair: tuple[Role, Role], contents: _Conte
         services=differing(before.services, after.services),
         calls=differing(before.calls, after.calls),
         names=set(before.names ^ after.names),
+        forwards=differing(before.forwards, after.forwards),
     )
     for name in before.names | after.names:
         # What a peer holds is told to those who may call it; the peer may be one of theirs for other reasons, too.

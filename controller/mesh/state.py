@@ -17,7 +17,7 @@ from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Delta, Netmap, NodeId
 
 from .dirty import Affected, Dirty, Touched
-from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for
+from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for, role_of
 from .index import Index
 from .maps import Maps
 from .past import Named
@@ -298,6 +298,7 @@ class MeshState:
             mine.services = set(before.services.keys() ^ after.services.keys())
             mine.calls = differing(before.calls, after.calls)
             mine.names = set(before.names ^ after.names)
+            mine.forwards = differing(before.forwards, after.forwards)
         if before.sets != after.sets or before.names != after.names or old.behind_nat != new.behind_nat:
             seen, sees = self._index.members_of(before.sets), self._index.members_of(after.sets)
             mine.peers = seen | sees if old.behind_nat != new.behind_nat else seen ^ sees
@@ -315,7 +316,7 @@ class MeshState:
         self._maps = self._written()
         for node_id, entry in self._entries.items():
             if entry.peer is not None:
-                role = self._policy.role(entry.peer.name, entry.peer.tags, entry.peer.addresses)
+                role = role_of(self._policy, entry.peer)
                 self._entries[node_id] = entry.with_role(role)
                 self._index.add(node_id, role, entry.peer.addresses)
         for node_id, dirty in changes_between(old, self._layout()):

@@ -61,6 +61,10 @@ class _Check:
         self._findings.raise_errors()  # tests over unknown names would only repeat them
         for service in self._document.services.values():
             self._service(service)
+        for region in self._document.relays.values():
+            if not any(self._population.matching(selector) for selector in region.on):
+                message = f"no active node matches 'on': nobody relays in {region.name!r} now"
+                self._findings.warning("idle-relay", message, region.place)
         seen: dict[str, Grant] = {}
         for grant in self._document.grants:
             self._grant(grant, seen)
@@ -80,6 +84,7 @@ class _Check:
         groups: Iterable[Group] = self._document.groups.values()
         yield from (member for group in groups for member in group.members)
         yield from (selector for service in self._document.services.values() for selector in service.on)
+        yield from (selector for region in self._document.relays.values() for selector in region.on)
         parts: Sequence[Grant | Test] = (*self._document.grants, *self._document.tests)
         yield from (selector for part in parts for selector in (*part.from_, *part.to))
 

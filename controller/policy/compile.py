@@ -11,7 +11,8 @@ from typing import Final
 
 from controller.wire.base import Address
 from controller.wire.mcp import McpGrant, Service, ServiceName
-from controller.wire.netmap import Direction, Rule
+from controller.wire.netmap import Direction, Forward, Rule
+from controller.wire.relays import HOSTS
 
 from .document import ANYONE, Document, Grant, McpRules, Reach, Selector
 from .parse import services
@@ -29,6 +30,7 @@ class View:
     `services`: the gateway services that such a node may serve, by name, without addresses and names. Their sets
     (`svc:NAME`) are what `local` of its rules names; they are in `sets` only where the node may call them, too.
     `calls`: who may make which calls on those services, by grant id. `names`: the gateway services that it may call.
+    `forwards`: between whom it relays, and `carried` the sets that say so; their members are not its counterparts.
     """
 
     rules: Mapping[str, Rule]
@@ -36,6 +38,8 @@ class View:
     services: Mapping[ServiceName, Service] = field(default_factory=dict)
     calls: Mapping[str, McpGrant] = field(default_factory=dict)
     names: frozenset[ServiceName] = frozenset()
+    forwards: Mapping[str, Forward] = field(default_factory=dict)
+    carried: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,18 @@ class CompiledPolicy:
     _groups_of: Mapping[str, tuple[str, ...]]
     _prefixes: PrefixTable
     _named: frozenset[str]
+    _forwards: Mapping[str, Forward]
+    _relays: frozenset[str]  # keys of the regions
     _views: dict[Role, View] = field(default_factory=dict)  # computed once a role; a policy's views never change
 
-    def role(self, name: str, tags: Iterable[str], addresses: Iterable[Address]) -> Role:
-        """The selectors of this policy that match a node; selectors that no grant uses do not count."""
+    def role(self, name: str, tags: Iterable[str], addresses: Iterable[Address], *, relayed: bool = False) -> Role:
+        """The selectors of this policy that match a node; selectors that no grant uses do not count.
+
+        `relayed`: it runs agentd, and may use relays and be one.
+        """
         keys = {ANYONE, f"node:{name}", *tags, *self._prefixes.holding(addresses)}
         keys.update(group for key in tuple(keys) for group in self._groups_of.get(key, ()))
+        keys = keys | {HOSTS} if relayed else keys - self._relays
         return self._named & keys
 
     def view(self, role: Role) -> View:
@@ -92,12 +102,15 @@ class CompiledPolicy:
             # A host hears nothing of services that others serve.
             mine = tuple(name for name in grant.services if name in served)
             calls[grant.id] = grant.model_copy(update={"services": mine})
+        forwards = {} if role.isdisjoint(self._relays) else dict(self._forwards)
         return View(
             rules=MappingProxyType({rule.id: rule for side in sides for rule in side.rules}),
             sets=frozenset().union(*(side.sets for side in sides)),
             services=MappingProxyType(served),
             calls=MappingProxyType(calls),
             names=frozenset().union(*(side.names for side in sides)),
+            forwards=MappingProxyType(forwards),
+            carried=frozenset(key for one in forwards.values() for key in (*one.between, *one.and_)),
         )
 
 
@@ -118,6 +131,7 @@ def compile_policy(document: Document) -> CompiledPolicy:
                     sides.setdefault(key, []).append(side)
                 for key in peers:
                     counterparts.setdefault(key, set()).update(members)
+    forwards = _connect_relays(document, sides, counterparts)
     return CompiledPolicy(
         counterparts={key: frozenset(keys) for key, keys in counterparts.items()},
         gateway_services=MappingProxyType(gateway),
@@ -125,7 +139,42 @@ def compile_policy(document: Document) -> CompiledPolicy:
         _groups_of=document.groups_of(),
         _prefixes=PrefixTable({f"host:{host.name}": host.prefix for host in document.hosts.values()}),
         _named=frozenset(sides),
+        _forwards=forwards,
+        _relays=frozenset(region.key for region in document.relays.values()),
     )
+
+
+def _connect_relays(
+    document: Document, sides: dict[str, list[_Side]], counterparts: dict[str, set[str]]
+) -> Mapping[str, Forward]:
+    """Make every host and every relay each other's counterparts, without any rule; returns between whom these relay."""
+    relays = frozenset(region.key for region in document.relays.values())
+    if not relays:
+        return MappingProxyType({})
+    forwards = {grant.id: _forward(document, grant) for grant in document.grants}
+    for key in (HOSTS, *relays, *(key for one in forwards.values() for key in (*one.between, *one.and_))):
+        sides.setdefault(key, [])
+        counterparts.setdefault(key, set()).update(relays)
+    sides[HOSTS].append(_Side((), relays))
+    for key in relays:
+        sides[key].append(_Side((), frozenset({HOSTS})))
+        counterparts[key].add(HOSTS)
+    return MappingProxyType(forwards)
+
+
+def _forward(document: Document, grant: Grant) -> Forward:
+    """A service is where its hosts are: its own addresses are theirs to hold."""
+    to = (
+        selector
+        for reach in grant.reaches
+        for selector in (document.services[reach.service].on if reach.service is not None else reach.to)
+    )
+    return Forward(id=grant.id, between=_keys(grant.from_), and_=_simple_keys(document, to))
+
+
+def _simple_keys(document: Document, selectors: Iterable[Selector]) -> tuple[str, ...]:
+    keys = document.simple(selectors)
+    return (ANYONE,) if ANYONE in keys else tuple(sorted(keys))
 
 
 def _keys(selectors: tuple[Selector, ...]) -> tuple[str, ...]:

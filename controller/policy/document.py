@@ -5,7 +5,7 @@ Only facts of the text: who a selector matches is decided by `compile` and, inde
 
 import ipaddress
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from controller.wire import mcp
 from controller.wire.calls import UseKind
 from controller.wire.netmap import PortRange, Protocol
+from controller.wire.relays import relay_set
 
 from .findings import Place
 
@@ -27,6 +28,7 @@ __all__ = [
     "McpRules",
     "Network",
     "Reach",
+    "Region",
     "Selector",
     "SelectorKind",
     "Service",
@@ -114,6 +116,19 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """Hosts that relay for others: the nodes of `on` that run agentd. Every host chooses the nearest of all regions."""
+
+    name: str
+    on: tuple[Selector, ...]
+    place: Place = field(compare=False)
+
+    @property
+    def key(self) -> str:
+        return relay_set(self.name)
+
+
+@dataclass(frozen=True, slots=True)
 class McpRules:
     """Which calls a grant allows on services of kind mcp; fields mean what those of the wire's `McpGrant` do."""
 
@@ -194,6 +209,7 @@ class Document:
     tags: Mapping[str, Tag] | None = None
     groups: Mapping[str, Group] = field(default_factory=lambda: MappingProxyType({}))
     services: Mapping[str, Service] = field(default_factory=lambda: MappingProxyType({}))
+    relays: Mapping[str, Region] = field(default_factory=lambda: MappingProxyType({}))
     grants: tuple[Grant, ...] = ()
     tests: tuple[Test, ...] = ()
 
@@ -216,18 +232,20 @@ class Document:
         return f"user:{user}" in owners or any(group is not None and user in group.users for group in groups)
 
     def groups_of(self) -> Mapping[str, tuple[str, ...]]:
-        """For the key of each selector that is in groups, or that services are on, the keys of those."""
+        """For the key of each selector that is in groups, or that services or relays are on, the keys of those."""
         groups: dict[str, list[str]] = {}
         for group in self.groups.values():
             for member in group.members:
                 groups.setdefault(member.key, []).append(f"group:{group.name}")
         for service in self.services.values():
-            for key in dict.fromkeys(key for selector in service.on for key in self._simple(selector)):
+            for key in self.simple(service.on):
                 groups.setdefault(key, []).append(service.key)
+        for region in self.relays.values():
+            for key in self.simple(region.on):
+                groups.setdefault(key, []).append(region.key)
         return {key: tuple(found) for key, found in groups.items()}
 
-    def _simple(self, selector: Selector) -> tuple[str, ...]:
-        """The keys of the selectors that a selector consists of: its own, or for a group those of its members."""
-        if selector.kind != "group":
-            return (selector.key,)
-        return tuple(member.key for member in self.groups[selector.name].members)
+    def simple(self, selectors: Iterable[Selector]) -> tuple[str, ...]:
+        """The keys of what selectors consist of: their own, or for a group those of its members. Each once."""
+        members = (self.groups[one.name].members if one.kind == "group" else (one,) for one in selectors)
+        return tuple(dict.fromkeys(member.key for some in members for member in some))

@@ -28,6 +28,7 @@ from .document import (
     McpRules,
     Network,
     Reach,
+    Region,
     Selector,
     Service,
     Tag,
@@ -42,7 +43,8 @@ from .tree import Pairs, Text, Tree, read_tree
 
 __all__ = ["parse", "parse_grant", "parse_into", "services"]
 
-SECTIONS: Final = ("hosts", "tags", "groups", "services", "grants", "tests")
+SECTIONS: Final = ("hosts", "tags", "groups", "services", "relays", "grants", "tests")
+RELAY_KEYS: Final = ("on",)
 GRANT_KEYS: Final = ("from", "to", "ip", "mcp", "note", "expires")
 TEST_KEYS: Final = ("from", "to", "accept", "deny")
 _NOT_HERE: Final = {
@@ -85,6 +87,9 @@ def services(ip: Sequence[Allowance]) -> tuple[tuple[Protocol, Ports], ...]:
     return tuple(sorted((protocol, () if protocol == "icmp" else merge(ports)) for protocol, ports in found.items()))
 
 
+_Declared = Host | Tag | Group | Service | Region
+
+
 class _Parser(Reader):
     def __init__(self, findings: Findings) -> None:
         super().__init__(findings)
@@ -94,6 +99,7 @@ class _Parser(Reader):
         self._group_names: set[str] = set()
         self._services: dict[str, Service] = {}
         self._service_names: set[str] = set()
+        self._regions: dict[str, Region] = {}
         self._calls = McpReader(findings)
         self._grant_ids: Counter[str] = Counter()
 
@@ -113,6 +119,8 @@ class _Parser(Reader):
         services = self._section(sections, "services")
         self._service_names = {_strip(key.value, "svc:") for key, _ in services}
         self._read_services(services)
+        for key, value in self._section(sections, "relays"):
+            self._region(key, value)
         grants = [self._grant(item) for item in self.sequence(sections.get("grants"), "grants")]
         tests = [self._test(item) for item in self._tests(sections.get("tests"))]
         return Document(
@@ -120,6 +128,7 @@ class _Parser(Reader):
             tags=None if self._tags is None else MappingProxyType(self._tags),
             groups=MappingProxyType(self._groups),
             services=MappingProxyType(self._services),
+            relays=MappingProxyType(self._regions),
             grants=tuple(grant for grant in grants if grant is not None),
             tests=tuple(test for test in tests if test is not None),
         )
@@ -207,7 +216,16 @@ class _Parser(Reader):
             if name is not None and service is not None:
                 self._services[name] = service
 
-    def _declared(self, key: Text, prefix: str, known: Mapping[str, Host | Tag | Group | Service]) -> str | None:
+    def _region(self, key: Text, value: Tree) -> None:
+        what = f"region {key.value!r}"
+        name = self._declared(key, "relay:", self._regions)
+        fields = self.fields(value, what, RELAY_KEYS)
+        if self.has(fields, RELAY_KEYS, what, value):
+            on = self.one_or_more(fields["on"], f"on of {what}", self._selector)
+            if name is not None:
+                self._regions[name] = Region(name, on, key.place)
+
+    def _declared(self, key: Text, prefix: str, known: Mapping[str, _Declared]) -> str | None:
         """The name that a key declares; `tag:web` and `web` are the same key of `tags`, and so for the others."""
         stripped = Text(_strip(key.value, prefix), key.place)
         name = self.checked(stripped, check_name, "name")

@@ -7,7 +7,7 @@ valid may still be refused (names that nobody declared, ports that run backwards
 from typing import Any, Final
 
 from .mcp_reader import CALL_KEYS, KEYS, RULE_KEYS
-from .parse import GRANT_KEYS, SECTIONS, TEST_KEYS
+from .parse import GRANT_KEYS, RELAY_KEYS, SECTIONS, TEST_KEYS
 from .service_reader import AUDIT_KEYS, COMMON_KEYS, LIMIT_KEYS, MCP_KEYS, SERVICE_KEYS
 
 __all__ = ["SCHEMA_ID", "policy_schema"]
@@ -28,6 +28,7 @@ _DESCRIPTIONS: Final[dict[str, str]] = {
     "tags": "Declared tags, each with its owners (user:NAME, group:NAME). Without this section, any tag may be named.",
     "groups": "Names for several tags, nodes, hosts and users. Groups do not nest.",
     "services": "What is offered at which port on which nodes: to: [svc:NAME] grants it.",
+    "relays": "By region: hosts that pass on sealed packets for those who cannot reach each other directly.",
     "grants": "Each allows something. There is no order and no deny: what no grant names is denied.",
     "tests": "What must and must not pass. A document whose tests fail is refused.",
     "from": "Who opens the flow: tag:NAME, node:NAME, host:NAME, group:NAME, a bare name, or *; one, or a list.",
@@ -38,7 +39,7 @@ _DESCRIPTIONS: Final[dict[str, str]] = {
     "expires": "When it ends, with a time zone: 2027-01-31T18:00:00Z. The hosts end it, and what is under way.",
     "accept": "What must pass: entries as in ip, or calls: {tools: [NAME, {NAME: {ARGUMENT: VALUE}}]}.",
     "deny": "What must not pass: entries as in ip, or calls.",
-    "on": "The nodes that serve it, or may: as from.",
+    "on": "The nodes that serve it, or may, or that relay: as from.",
     "port": "The TCP port of a server on its hosts' own addresses.",
     "kind": "What the server speaks; packets are treated alike.",
     "http": "The gateway serves it as plain HTTP, with identity and records and without rules about calls.",
@@ -86,6 +87,7 @@ def policy_schema() -> Schema:
         "tags": _map(_nullable(_list(_text(_OWNERS)))),
         "groups": _map(_one_or_more(_text(_MEMBERS))),
         "services": _map(_service()),
+        "relays": _map(_closed(RELAY_KEYS, {"on": _one_or_more(_text(_NODES))}, RELAY_KEYS)),
         "grants": _nullable(_list(_grant())),
         "tests": _nullable(_list(_test())),
     }

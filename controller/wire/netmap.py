@@ -20,6 +20,7 @@ __all__ = [
     "Delta",
     "Direction",
     "FoldError",
+    "Forward",
     "Mesh",
     "Netmap",
     "NodeId",
@@ -108,11 +109,23 @@ class Rule(Message):
     expires: int | None = None
 
 
+class Forward(Message):
+    """What a relay passes on: packets between hosts of the sets `between` and hosts of the sets `and_`, both ways.
+
+    `id` is that of the policy's grant that connects them. Only sealed packets: what is in them is for the two to judge.
+    """
+
+    id: str
+    between: tuple[str, ...]
+    and_: tuple[str, ...]
+
+
 class Netmap(Message):
     """The whole desired state of one host at one revision.
 
     `services`: those that this host may serve, whether it holds their addresses now or another host does. `calls`: who
     may make which calls on them. `names`: the services that this host may call, each with its addresses.
+    `forwards`: what this host passes on as a relay. The relays of the mesh are the peers in sets named `relay:REGION`.
     """
 
     revision: Revision
@@ -124,6 +137,7 @@ class Netmap(Message):
     services: dict[str, Service] = Field(default_factory=dict, description="by service name")
     calls: dict[str, McpGrant] = Field(default_factory=dict, description="by grant id")
     names: dict[ServiceName, tuple[Address, ...]] = Field(default_factory=dict, description="by service name")
+    forwards: dict[str, Forward] = Field(default_factory=dict, description="by grant id")
 
 
 class SetChange(Message):
@@ -153,6 +167,8 @@ class Delta(Message):
     calls_removed: tuple[str, ...] = ()
     names: dict[ServiceName, tuple[Address, ...]] = Field(default_factory=dict)
     names_removed: tuple[ServiceName, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+    forwards_removed: tuple[str, ...] = ()
 
     def is_empty(self) -> bool:
         """True when folding would change nothing but the revision."""
@@ -185,6 +201,7 @@ def fold(netmap: Netmap, delta: Delta) -> Netmap:
         services=_replace(netmap.services, {s.name: s for s in delta.services}, delta.services_removed),
         calls=_replace(netmap.calls, {c.id: c for c in delta.calls}, delta.calls_removed),
         names=_replace(netmap.names, delta.names, delta.names_removed),
+        forwards=_replace(netmap.forwards, {f.id: f for f in delta.forwards}, delta.forwards_removed),
     )
 
 
@@ -208,6 +225,8 @@ def diff(old: Netmap, new: Netmap) -> Delta:
         calls_removed=_gone(old.calls, new.calls),
         names=_changed(old.names, new.names),
         names_removed=_gone(old.names, new.names),
+        forwards=tuple(_changed(old.forwards, new.forwards).values()),
+        forwards_removed=_gone(old.forwards, new.forwards),
     )
 
 

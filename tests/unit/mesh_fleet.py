@@ -120,8 +120,11 @@ def service_grants(draw: st.DrawFn, declared: dict[str, dict[str, object]]) -> d
 
 @st.composite
 def policies_with_services(draw: st.DrawFn, max_grants: int = 3) -> str:
-    """Like `policies`, with services and grants to them."""
+    """Like `policies`, with services and grants to them, and with relays."""
     document = json.loads(draw(policies(max_grants)))
+    regions = draw(st.dictionaries(st.sampled_from(["eu", "us"]), some_selectors, max_size=2))
+    if regions:
+        document["relays"] = {name: {"on": on} for name, on in regions.items()}
     declared = draw(services())
     if declared:
         document["services"] = declared
