@@ -107,7 +107,8 @@ class Endpoint(NamedTuple):
 class LinkSettings:
     """What the host's own configuration says about the tunnel. `table` is the nftables table, family inet.
 
-    `probe_port`: the UDP port of agentd's own socket, whose STUN shares WireGuard's port; 0 for none.
+    `probe_port`: the UDP port of agentd's own socket, whose STUN shares WireGuard's port; 0 for none. `relay_rate`:
+    megabytes a second that each host may send through this one as a relay; 0 for no limit.
     """
 
     name: str = "wardmesh0"
@@ -116,6 +117,7 @@ class LinkSettings:
     table: str = "wardmesh"
     backend: Literal["auto", "kernel", "userspace"] = "auto"
     probe_port: int = 0
+    relay_rate: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,8 @@ class DesiredPeer:
 class Desired:
     """Everything that the kernel of this host should have. Peers by public key.
 
-    `held` are the addresses of services that the host answers for; it never speaks from them by itself.
+    `held` are addresses that the host answers for and never speaks from by itself: those of services, and its places
+    behind relays.
     """
 
     link: LinkSettings

@@ -142,13 +142,13 @@ class PeerChange:
 
 @dataclass(frozen=True, slots=True)
 class AddAddress:
-    """Give the link an address of the mesh; `held`: a service's, which the host does not speak from by itself."""
+    """Give the link an address; `held`: a service's or a relay's, which the host does not speak from by itself."""
 
     network: Network
     held: bool = False
 
     def __str__(self) -> str:
-        return f"add address {self.network}{' for a service' if self.held else ''}"
+        return f"add address {self.network}{' to be held' if self.held else ''}"
 
 
 @dataclass(frozen=True, slots=True)

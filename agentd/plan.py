@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Final
 
 from agentd.kernel.ruleset import compile_ruleset
-from controller.wire.base import Address, Prefix
+from controller.wire.base import Address
 from controller.wire.base import Endpoint as EndpointText
 from controller.wire.netmap import Netmap, Peer
+from controller.wire.relays import relays_of
 
 from .model import (
     Desired,
@@ -41,6 +42,7 @@ from .operations import (
     SetDevice,
     SetLink,
 )
+from .relaying import behind_relays, places, relay_routes
 
 __all__ = ["STALE_HANDSHAKE", "choose_first", "desired", "mapped_keepalive", "plan", "whole_mtu"]
 
@@ -91,10 +93,13 @@ def desired(
     Raises MapError for a map that WireGuard would take in silence and turn into something else: with a peer that has
     the host's own key (ignored), with a key twice (merged), or with allowed IPs that overlap (moved to the last peer).
     """
+    relays = relays_of(netmap)
     addresses = _networks(netmap.node.addresses)
     held = _networks(netmap.node.held) - addresses
     peers = {
-        peer.public_key: _peer(peer, choose(peer), choose_mtu(peer), choose_keepalive(peer))
+        peer.public_key: behind_relays(
+            _peer(peer, choose(peer), choose_mtu(peer), choose_keepalive(peer)), peer, relays, link
+        )
         for peer in netmap.peers.values()
     }
     _check_peers(netmap, public_key, peers, addresses | held)
@@ -102,8 +107,13 @@ def desired(
         link=link,
         public_key=public_key,
         addresses=addresses,
-        held=held,
-        routes=frozenset(_routes(addresses, (netmap.mesh.prefix4, netmap.mesh.prefix6), peers.values(), link)),
+        held=held | _networks(places(relays, netmap.node)),
+        routes=frozenset(
+            (
+                *_routes(addresses, (netmap.mesh.prefix4, netmap.mesh.prefix6), peers.values(), link),
+                *relay_routes(relays, netmap.node),
+            )
+        ),
         peers=peers,
         ruleset=compile_table(netmap, link, now),
     )

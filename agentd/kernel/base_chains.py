@@ -10,6 +10,8 @@ from agentd.model import Chain, Container, LinkSettings
 from controller.wire.netmap import Direction, Netmap
 from controller.wire.stun import COOKIE
 
+from .forwarding import TO_RELAY
+
 __all__ = ["BASE_CONTAINERS", "LOG_GROUP", "LOG_PREFIX", "base_chains", "judged"]
 
 LOG_GROUP: Final = 51820  # NFLOG group that denied packets go to
@@ -28,8 +30,8 @@ BASE_CONTAINERS: Final[Mapping[str, Container]] = {
 }
 
 
-def base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
-    """The chains that are in every table, with the hooks among them."""
+def base_chains(netmap: Netmap, link: LinkSettings, *, relays: bool = False) -> dict[str, Chain]:
+    """The chains that are in every table, with the hooks among them. `relays`: this host forwards for others."""
     name, mesh = f'"{link.name}"', netmap.mesh
     own4 = sorted(address for address in netmap.node.addresses if ":" not in address)
     own6 = sorted(address for address in netmap.node.addresses if ":" in address)
@@ -67,6 +69,7 @@ def base_chains(netmap: Netmap, link: LinkSettings) -> dict[str, Chain]:
         "forward": Chain(
             hook="type filter hook forward priority filter ; policy accept",
             rules=(
+                *((f"iifname {name} oifname {name} goto {TO_RELAY}",) if relays else ()),
                 f"iifname {name} goto deny/forward",
                 f"oifname {name} goto deny/forward",
                 "goto elsewhere",

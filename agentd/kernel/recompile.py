@@ -11,6 +11,7 @@ from agentd.model import LinkSettings, Ruleset
 from controller.wire.base import Address
 from controller.wire.netmap import Mesh, Netmap
 
+from .forwarding import Forwarding, forwarding
 from .ruleset import Place, compile_ruleset, elements_of, held_elements, live_rules, places_of, profile_name
 
 __all__ = ["Recompiler"]
@@ -24,6 +25,7 @@ class _Frame:
     mesh: Mesh
     addresses: tuple[Address, ...]
     places: list[Place]
+    relayed: Forwarding
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Recompiler:
 
     def __call__(self, netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
         """As `compile_ruleset`, which see."""
-        frame = _Frame(link, netmap.mesh, netmap.node.addresses, places_of(netmap, live_rules(netmap, now)))
+        places, relayed = places_of(netmap, live_rules(netmap, now)), forwarding(netmap, link)
+        frame = _Frame(link, netmap.mesh, netmap.node.addresses, places, relayed)
         ruleset = None
         if self._last is not None and self._last.frame == frame:
             ruleset = _move(self._last, netmap)

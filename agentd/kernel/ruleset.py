@@ -28,6 +28,7 @@ from controller.wire.base import Address
 from controller.wire.netmap import Direction, Netmap, PortRange, Protocol, Rule
 
 from .base_chains import BASE_CONTAINERS, base_chains, judged
+from .forwarding import TO_RELAY, forwarding, relayed_places
 
 __all__ = [
     "Place",
@@ -49,9 +50,10 @@ _PORT_RANGES: Final = Container("map", "type inet_service : verdict ; flags inte
 def compile_ruleset(netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
     """The table for this map. Rules whose `expires` is not after `now` (seconds since the epoch) are left out."""
     places = places_of(netmap, live_rules(netmap, now))
-    chains = base_chains(netmap, link)
-    containers = dict(BASE_CONTAINERS)
-    elements = held_elements(netmap, places)
+    relayed = forwarding(netmap, link)
+    chains = {**base_chains(netmap, link, relays=TO_RELAY in relayed.chains), **relayed.chains}
+    containers = {**BASE_CONTAINERS, **relayed.containers}
+    elements = held_elements(netmap, places) | {name: dict(keys) for name, keys in relayed.elements.items()}
     used: set[_Grant] = set()
     for place in places:
         chains |= place.chains()
@@ -69,7 +71,7 @@ def compile_ruleset(netmap: Netmap, link: LinkSettings, now: float) -> Ruleset:
     counters = {"denied/in", "denied/out", "denied/forward", "denied/spoofed", "denied/leaked"}
     return Ruleset(
         table=link.table,
-        counters=frozenset(counters | {grant.counter for grant in used}),
+        counters=frozenset(counters | {grant.counter for grant in used} | relayed.counters),
         containers=containers,
         chains=chains,
         elements=elements,
@@ -160,8 +162,12 @@ def _place(netmap: Netmap, suffix: str, addresses: Iterable[Address], rules: lis
 
 
 def held_elements(netmap: Netmap, places: Iterable[Place]) -> dict[str, dict[str, str]]:
-    """What leads packets for and from the addresses that the host holds now to their service's place."""
+    """What leads packets for and from the addresses that the host holds now to their service's place.
+
+    Its own places behind relays are such addresses, too.
+    """
     found: dict[str, dict[str, str]] = {f"held.{way}{family}": {} for way in ("in", "out") for family in "46"}
+    found |= relayed_places(netmap)
     for place in places:
         for address in place.addresses:
             if address in netmap.node.held:

@@ -8,9 +8,21 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from controller.wire.netmap import ALL_PORTS, AddressSet, Direction, Mesh, Netmap, Peer, Protocol, Rule, SelfNode
+from controller.wire.netmap import (
+    ALL_PORTS,
+    AddressSet,
+    Direction,
+    Forward,
+    Mesh,
+    Netmap,
+    Peer,
+    Protocol,
+    Rule,
+    SelfNode,
+)
+from controller.wire.relays import relay_set
 
-__all__ = ["MESH", "Member", "allow", "everything", "netmap", "public_key"]
+__all__ = ["MESH", "Member", "allow", "everything", "netmap", "public_key", "with_relays"]
 
 MESH: Final = Mesh(id="m1", name="test", prefix4="100.64.0.0/16", prefix6="fd77:7761:7264::/48")
 
@@ -104,4 +116,26 @@ def netmap(own: Member, *others: Member, rules: Iterable[Rule] | None = None, re
         peers={other.name: other.peer() for other in others},
         sets=sets | {"all": AddressSet(name="all", addresses=members)},
         rules={rule.id: rule for rule in (everything() if rules is None else rules)},
+    )
+
+
+def with_relays(wanted: Netmap, *relays: Member, between: Iterable[tuple[Member, Member]] = ()) -> Netmap:
+    """The map with these relays, which no rule mentions; they forward for these pairs, if the map is one of theirs."""
+    region = AddressSet(
+        name=relay_set("here"), addresses=frozenset(a for relay in relays for a in (relay.address, relay.address6))
+    )
+    pairs = list(between)
+    sets = {one.own_set().name: one.own_set() for pair in pairs for one in pair} | {region.name: region}
+    forwards = {
+        f"{one.name}-{other.name}": Forward(
+            id=f"{one.name}-{other.name}", between=(one.own_set().name,), and_=(other.own_set().name,)
+        )
+        for one, other in pairs
+    }
+    return wanted.model_copy(
+        update={
+            "peers": wanted.peers | {relay.name: relay.peer() for relay in relays if relay.name != wanted.node.id},
+            "sets": wanted.sets | sets,
+            "forwards": forwards,
+        }
     )

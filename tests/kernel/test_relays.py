@@ -1,0 +1,159 @@
+"""A relay's kernel passes sealed packets on between hosts whom policy connects, and nothing else."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+
+from controller.wire.netmap import Netmap
+from controller.wire.relays import Relay, relay_prefix
+from tests.kernel.maps import MESH, Member, netmap, with_relays
+from tests.kernel.nodes import Node
+from tests.lab import Lab, eventually
+
+
+def behind(relay: Member, member: Member) -> str:
+    """The place of a member behind a relay, as an endpoint."""
+    place = Relay(relay.name, "here", relay.address6, relay_prefix(MESH, relay.address6)).place((member.address6,))
+    return f"[{place}]:51820"
+
+
+class Relayed:
+    """Hosts that only a relay can bring together: each behind a NAT that knows nobody else. And the relay."""
+
+    def __init__(self, lab: Lab, *names: str) -> None:
+        internet = lab.switch("internet")
+        self.relay = Node(lab.host("relay", internet), 1, "kernel")
+        self.relay.host.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+        self.hosts = []
+        for number, name in enumerate(names, 2):
+            home = lab.switch(f"home-{name}")
+            lab_host = lab.host(name, home)
+            lab.nat(f"nat-{name}", inside=home, outside=internet, random_ports=True)
+            self.hosts.append(Node(lab_host, number, "kernel"))
+        self.members = [replace(host.member, endpoints=()) for host in self.hosts]
+
+    def forward(self, *pairs: tuple[int, int]) -> None:
+        """The relay's map: all hosts, and which pairs of them (by position) policy connects."""
+        wanted = netmap(self.relay.member, *self.members, rules=())
+        between = [(self.members[one], self.members[other]) for one, other in pairs]
+        self.relay.apply(with_relays(wanted, self.relay.member, between=between))
+
+    def map_of(self, position: int, *others: int) -> Netmap:
+        """A host's map in which these others are found behind the relay."""
+        peers = [
+            replace(self.members[other], endpoints=(behind(self.relay.member, self.members[other]),))
+            for other in others
+        ]
+        return with_relays(netmap(self.members[position], *peers), self.relay.member)
+
+    def meet(self, *pairs: tuple[int, int]) -> None:
+        """Each two have each other as peers, whatever the relay's map says."""
+        for position, host in enumerate(self.hosts):
+            others = [other for pair in pairs if position in pair for other in pair if other != position]
+            host.apply(self.map_of(position, *others))
+
+    def reaches(self, one: int, other: int) -> bool:
+        return self.hosts[one].ping(self.members[other].address) and self.hosts[one].ping(self.members[other].address6)
+
+    def end(self) -> None:
+        for node in (*self.hosts, self.relay):
+            node.end()
+
+
+@pytest.fixture
+def three() -> Iterator[Relayed]:
+    with Lab() as lab, ExitStack() as ending:
+        relayed = Relayed(lab, "left", "right", "other")
+        ending.callback(relayed.end)
+        yield relayed
+
+
+def counted(relay: Node) -> dict[str, int]:
+    listed = json.loads(relay.host.run("nft", "-j", "list", "counters", "table", "inet", "wardmesh").stdout)
+    found = (item["counter"] for item in listed["nftables"] if "counter" in item)
+    return {counter["name"]: counter["packets"] for counter in found}
+
+
+def test_hosts_behind_symmetric_nats_reach_each_other_through_the_relays_kernel(three: Relayed) -> None:
+    three.forward((0, 1))
+    three.meet((0, 1))
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    assert three.reaches(1, 0)
+    assert counted(three.relay)["relayed"] > 0
+    assert three.relay.peer(three.members[0]).rx_bytes > 0
+    assert three.hosts[0].plan() == []
+    assert three.relay.plan() == []
+
+
+def test_the_relay_passes_nothing_between_hosts_whom_policy_does_not_connect(three: Relayed) -> None:
+    three.forward((0, 1))
+    three.meet((0, 1), (0, 2))  # the hosts believe otherwise
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    before = counted(three.relay)["denied/forward"]
+    assert not three.reaches(0, 2)
+    assert counted(three.relay)["denied/forward"] > before
+
+
+def test_what_ends_in_policy_ends_at_the_relay_with_its_next_packet(three: Relayed) -> None:
+    three.forward((0, 1))
+    three.meet((0, 1))
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    three.forward()
+    assert not three.reaches(0, 1)
+    three.forward((1, 0))
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay again")
+
+
+def test_the_relay_passes_only_what_looks_like_wireguard_and_only_by_udp(three: Relayed) -> None:
+    three.forward((0, 1))
+    three.meet((0, 1))
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    left, right = three.hosts[:2]
+    left.host.run("nft", "delete", "table", "inet", "wardmesh")  # a host that does not keep to what is agreed
+    place = behind(three.relay.member, three.members[1]).partition("]")[0].strip("[")
+    before = counted(three.relay)
+    assert not left.ping(place)
+    with left.host.socket(10, 2) as sock:
+        sock.sendto(b"\x05\x00\x00\x00 no message of WireGuard's", (place, 51820))
+    eventually(lambda: counted(three.relay)["denied/forward"] >= before["denied/forward"] + 2, 10, what="both denied")
+    assert counted(right)["denied/in"] == 0
+
+
+def test_large_transfers_fit_into_the_tunnel_in_the_tunnel_without_fragments(three: Relayed) -> None:
+    three.forward((0, 1))
+    three.meet((0, 1))
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    left, right = three.hosts[:2]
+    for address in (three.members[1].address, three.members[1].address6):
+        header = 48 if ":" in address else 28
+        assert left.ping(address, "-M", "do", "-s", str(1340 - header))
+        assert not left.ping(address, "-M", "do", "-s", str(1341 - header))
+    routes = {str(route) for route in left.observe().routes}
+    assert f"{three.members[1].address}/32 src {three.members[0].address} mtu 1340" in routes
+    assert right.plan() == []
+
+
+def test_the_relay_counts_by_pair(three: Relayed) -> None:
+    three.forward((0, 1), (0, 2))
+    three.meet((0, 1))
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    listed = three.relay.host.run("nft", "list", "set", "inet", "wardmesh", "relayed").stdout
+    places = [behind(three.relay.member, member).partition("]")[0].strip("[") for member in three.members]
+    assert f"{places[0]} . {places[1]}" in listed
+    assert f"{places[1]} . {places[0]}" in listed
+    assert places[2] not in listed
+
+
+def test_a_host_lets_no_packets_but_sealed_ones_through_at_its_place(three: Relayed) -> None:
+    three.forward((0, 1))
+    three.meet((0, 1))
+    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    left, right = three.hosts[:2]
+    three.relay.host.run("nft", "delete", "table", "inet", "wardmesh")  # a relay that passes everything on
+    left.host.run("nft", "delete", "table", "inet", "wardmesh")
+    before = counted(right)["denied/in"]
+    assert not left.ping(behind(three.relay.member, three.members[1]).partition("]")[0].strip("["))
+    assert counted(right)["denied/in"] > before
