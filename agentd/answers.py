@@ -22,7 +22,7 @@ from .control import Control
 from .denied import DeniedLog
 from .denied_report import denial
 from .errors import AgentError, StateError
-from .facts import OwnAddresses
+from .facts import OwnAddresses, relay_problem
 from .gateway_messages import (
     Certified,
     CertifyRequest,
@@ -112,7 +112,7 @@ async def answer(parts: Parts, request: Request) -> Answer | Handed | Subscripti
         raise AgentError("serving is for the connection that asked for the gateway's policy")
     if isinstance(request, NetcheckRequest):
         candidates = endpoints(parts.config, parts.own.now, parts.node.mesh)
-        return netcheck(parts.prober, candidates, parts.config.listen_port)
+        return netcheck(parts.prober, parts.applier.in_force, candidates, parts.config.listen_port)
     return await _answer(parts, request)
 
 
@@ -179,7 +179,7 @@ async def _about_peers(parts: Parts, request: PeersRequest | PathsRequest | Ping
         case PeersRequest():
             return Peers(peers=listed)
         case PathsRequest():
-            return paths(parts.prober, listed)
+            return paths(parts.prober, netmap, listed)
         case PingRequest():
             return await ping(parts.prober, netmap, listed, request)
 
@@ -226,7 +226,7 @@ async def _status(parts: Parts) -> Status:
         in_force=applier.in_force.revision if applier.in_force else None,
         error=applier.outcome.error if applier.outcome else None,
         save_error=applier.save_error,
-        notices=(*parts.notices, *map(notice, hidden_by), *unread, *filter(None, [parts.naming.problem])),
+        notices=(*parts.notices, *map(notice, hidden_by), *unread, *filter(None, _problems(parts))),
         hidden_by=hidden_by,
         certificate_until=certificate.not_valid_after_utc,
         renewal=due(certificate),
@@ -255,6 +255,11 @@ def _gateway(parts: Parts) -> GatewayStatus | None:
         processes=tuple(follower.process for follower in followers),
         error=parts.serving.problem,
     )
+
+
+def _problems(parts: Parts) -> tuple[str | None, ...]:
+    netmap = parts.applier.in_force
+    return parts.naming.problem, relay_problem(netmap) if netmap is not None else None
 
 
 async def _hidden_by(parts: Parts) -> tuple[tuple[HidingChain, ...], tuple[str, ...]]:

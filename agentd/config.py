@@ -87,6 +87,7 @@ class Config(Message):
     stun_port: Annotated[int, Field(ge=1, le=65534, strict=True)] | Literal[False] = STUN_PORT
     # 1280 is the least that IPv6 allows (RFC 8200 section 5); 1420 fits WireGuard over IPv6 into 1500.
     mtu: Annotated[int, Field(ge=1280, le=65455, strict=True)] = 1420
+    relay_rate: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 100
     table: Annotated[str, AfterValidator(_check_table)] = "wardmesh"
     backend: Literal["auto", "kernel", "userspace"] = "auto"
     state_dir: Path = Path("/var/lib/wardmesh")

@@ -41,12 +41,13 @@ from .naming import Naming, remove_names
 from .netmap import load
 from .path_report import PathLog
 from .probe_socket import ProbeSocket
-from .probing import Prober, stun_of
+from .probing import Prober
 from .reconcile import Reconciler
 from .records import RecordsPost
 from .sd_notify import notify
 from .serving import Serving
 from .state import WIREGUARD_KEY, NodeFile, StateDir
+from .stun_servers import stun_of
 from .telling import Telling
 from .tunnel_key import TunnelKey
 
@@ -92,6 +93,7 @@ def _link_settings(config: Config, probe_port: int = 0) -> LinkSettings:
         table=config.table,
         backend=config.backend,
         probe_port=probe_port,
+        relay_rate=config.relay_rate,
     )
 
 
@@ -275,6 +277,7 @@ class _Daemon:
             public_key=self._key.public,
             backend=self._kernel.backend,
             reflexive=self._prober.reflexive,
+            relayed=self._prober.relayed,
         )
 
     def _paths(self) -> tuple[PathReport, ...]:

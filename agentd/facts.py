@@ -3,16 +3,19 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Final
 
 from controller.wire.base import Endpoint
+from controller.wire.netmap import Netmap
+from controller.wire.relays import relays_of
 
 from .kernel.links import local_addresses
 from .kernel.netlink import NETLINK_ROUTE, NetlinkSocket
 from .model import LocalAddress
 from .paths.choose import Chooser
 
-__all__ = ["OwnAddresses"]
+__all__ = ["OwnAddresses", "relay_problem"]
 
 log = logging.getLogger("agentd.facts")
 
@@ -21,6 +24,27 @@ _RTNLGRP_IPV4_IFADDR: Final = 5
 _RTNLGRP_IPV6_IFADDR: Final = 9
 # Seconds. A DHCP renewal or an interface that comes up sends several events; one look after them is enough.
 _SETTLE: Final = 0.2
+
+
+_FORWARDING: Final = Path("/proc/sys/net/ipv6/conf/all/forwarding")
+
+
+def relay_problem(netmap: Netmap) -> str | None:
+    """Why this host cannot relay though the map wants it to; None when it can or need not.
+
+    Forwarding is the administrator's to turn on: with it, the kernel takes no more routes from router advertisements.
+    """
+    if relays_of(netmap).own is None:
+        return None
+    try:
+        if _FORWARDING.read_text().strip() == "1":
+            return None
+    except OSError as error:
+        return f"this host is a relay, and its kernel has no IPv6 to relay with: {error}"
+    return (
+        "this host is a relay, but its kernel forwards no IPv6, so nobody is reached by it: set "
+        "net.ipv6.conf.all.forwarding=1 (and accept_ra=2 for links that get their routes by router advertisement)"
+    )
 
 
 class OwnAddresses:

@@ -40,6 +40,7 @@ def report(
     public_key: PublicKey,
     backend: BackendName,
     reflexive: tuple[Endpoint, ...] = (),
+    relayed: tuple[Endpoint, ...] = (),
 ) -> HostReport:
     """The host's facts as they are now."""
     return HostReport(
@@ -49,6 +50,7 @@ def report(
         public_key=public_key,
         endpoints=endpoints(config, own, mesh),
         reflexive=reflexive,
+        relayed=relayed,
         listen_port=config.listen_port,
     )
 

@@ -224,6 +224,7 @@ class Desired:
     routes: frozenset[Route]
     peers: Mapping[str, DesiredPeer]
     ruleset: Ruleset
+    relayed: frozenset[Network] = frozenset()  # the prefixes in which peers are behind relays
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------

@@ -3,21 +3,32 @@
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from controller.wire.base import Endpoint
-from controller.wire.netmap import Netmap
+from controller.wire.base import Endpoint, NodeName
+from controller.wire.netmap import Netmap, NodeId
 from controller.wire.paths import PathKind
 
 from .errors import AgentError
 from .local_api import PeerStatus
-from .path_messages import Netcheck, Paths, PathStatus, PeerPaths, PingRequest, Pong, StunServer
+from .path_messages import Netcheck, Paths, PathStatus, PeerPaths, PingRequest, Pong, RelayStatus, StunServer
 from .paths.checks import View
 from .probing import Prober
 
 __all__ = ["netcheck", "paths", "ping"]
 
 
-def paths(prober: Prober, listed: Iterable[PeerStatus]) -> Paths:
+def paths(prober: Prober, netmap: Netmap | None, listed: Iterable[PeerStatus]) -> Paths:
     """The ways to these peers."""
+
+    def status(view: View) -> PathStatus:
+        return PathStatus(
+            endpoint=view.endpoint,
+            state=view.state.value,
+            rtt=view.rtt,
+            chosen=view.chosen,
+            learned=view.learned,
+            relay=_name(netmap, prober.relay_of(view.endpoint)),
+        )
+
     return Paths(
         peers=tuple(
             PeerPaths(
@@ -25,17 +36,16 @@ def paths(prober: Prober, listed: Iterable[PeerStatus]) -> Paths:
                 name=peer.name,
                 endpoint=peer.endpoint,
                 mtu=prober.known_mtu(peer.id),
-                paths=tuple(map(_path, prober.paths(peer.id))),
+                paths=tuple(map(status, prober.paths(peer.id))),
             )
             for peer in listed
         )
     )
 
 
-def _path(view: View) -> PathStatus:
-    return PathStatus(
-        endpoint=view.endpoint, state=view.state.value, rtt=view.rtt, chosen=view.chosen, learned=view.learned
-    )
+def _name(netmap: Netmap | None, node: NodeId | None) -> NodeName | None:
+    peer = netmap.peers.get(node) if netmap is not None and node is not None else None
+    return None if peer is None else peer.name
 
 
 async def ping(prober: Prober, netmap: Netmap | None, listed: Sequence[PeerStatus], request: PingRequest) -> Pong:
@@ -48,7 +58,15 @@ async def ping(prober: Prober, netmap: Netmap | None, listed: Sequence[PeerStatu
     kind: PathKind = prober.kind(endpoint) if endpoint is not None else "none"
     if endpoint is not None:
         rtt = await prober.ask(peer.id, endpoint, patience=request.timeout)
-    return Pong(id=peer.id, name=peer.name, endpoint=endpoint, path=kind, rtt=rtt, handshake_age=peer.handshake_age)
+    return Pong(
+        id=peer.id,
+        name=peer.name,
+        endpoint=endpoint,
+        path=kind,
+        relay=_name(netmap, prober.relay_of(endpoint)) if endpoint is not None else None,
+        rtt=rtt,
+        handshake_age=peer.handshake_age,
+    )
 
 
 def _find(netmap: Netmap | None, listed: Sequence[PeerStatus], text: str) -> PeerStatus:
@@ -77,7 +95,7 @@ def _address(text: str) -> str | None:
         return None
 
 
-def netcheck(prober: Prober, candidates: tuple[Endpoint, ...], listen_port: int) -> Netcheck:
+def netcheck(prober: Prober, netmap: Netmap | None, candidates: tuple[Endpoint, ...], listen_port: int) -> Netcheck:
     """From where this host is seen. `candidates` are its own endpoints."""
     servers = tuple(StunServer(server=each.server, mapped=each.mapped, rtt=each.rtt) for each in prober.servers)
     answering = any(server.mapped is not None for server in servers)
@@ -89,5 +107,10 @@ def netcheck(prober: Prober, candidates: tuple[Endpoint, ...], listen_port: int)
         servers=servers,
         mapped=prober.mapped,
         remembered=prober.remembered,
+        relays=tuple(
+            RelayStatus(name=name, region=each.region, rtt=each.rtt, chosen=each.chosen)
+            for each in prober.relays
+            if (name := _name(netmap, each.node)) is not None
+        ),
         listen_port=listen_port,
     )

@@ -20,6 +20,7 @@ __all__ = [
     "PeerPaths",
     "PingRequest",
     "Pong",
+    "RelayStatus",
     "StunServer",
 ]
 
@@ -45,13 +46,17 @@ class PingRequest(Message):
 
 
 class PathStatus(Message):
-    """One endpoint of a peer as it was found. `learned`: only the peer's own questions told of it."""
+    """One endpoint of a peer as it was found. `learned`: only the peer's own questions told of it.
+
+    `relay`: the relay that it is behind.
+    """
 
     endpoint: Endpoint
     state: Literal["trying", "working", "doubted", "silent"]
     rtt: float | None = Field(default=None, description="seconds, of the last answer")
     chosen: bool = False
     learned: bool = False
+    relay: NodeName | None = None
 
 
 class PeerPaths(Message):
@@ -79,6 +84,15 @@ class StunServer(Message):
     rtt: float | None = Field(default=None, description="seconds")
 
 
+class RelayStatus(Message):
+    """A relay that this host may use. `chosen`: peers find this host behind it."""
+
+    name: NodeName
+    region: str
+    rtt: float | None = Field(default=None, description="seconds; None: it does not answer")
+    chosen: bool = False
+
+
 class Netcheck(Message):
     """The answer to NetcheckRequest."""
 
@@ -92,13 +106,14 @@ class Netcheck(Message):
     remembered: float | None = Field(
         default=None, description="seconds, at least, that the NAT remembers a silent flow; None: not measured"
     )
+    relays: tuple[RelayStatus, ...] = Field(default=(), description="those that it chose first")
     listen_port: int
 
 
 class Pong(Message):
     """The answer to PingRequest. `endpoint`: whom WireGuard sends to now, and who was asked; None: nobody known yet.
 
-    `path`: as in `wardmesh path list`.
+    `path`: as in `wardmesh path list`. `relay`: the one that it leads by.
     """
 
     answer: Literal["pong"] = "pong"
@@ -106,5 +121,6 @@ class Pong(Message):
     name: NodeName
     endpoint: str | None = None
     path: PathKind = "none"
+    relay: NodeName | None = None
     rtt: float | None = Field(default=None, description="seconds; None: no answer in time")
     handshake_age: float | None = Field(default=None, description="seconds since WireGuard's last handshake")

@@ -16,7 +16,7 @@ from .path_messages import PingRequest, Pong
 __all__ = ["ping"]
 
 _PATIENCE: Final = 2.0  # seconds for an answer
-_PATHS: Final = {"lan": "directly, on the same network", "direct": "directly"}
+_PATHS: Final = {"lan": "directly, on the same network", "direct": "directly", "relay": "by way of relay"}
 
 
 class _Summary(Message):
@@ -69,7 +69,8 @@ def _line(pong: Pong) -> str:
         return f"{pong.name}: no endpoint is known that it could be reached at: look at `agentd paths`"
     if pong.rtt is None:
         return f"{pong.name}: no answer from {pong.endpoint} within {_PATIENCE:.0f} s{_tunnel(pong)}"
-    return f"{pong.name} answers {_PATHS[pong.path]} from {pong.endpoint} in {pong.rtt * 1000:.1f} ms"
+    way = f"{_PATHS[pong.path]} {pong.relay or ''}".rstrip()
+    return f"{pong.name} answers {way} from {pong.endpoint} in {pong.rtt * 1000:.1f} ms"
 
 
 def _tunnel(pong: Pong) -> str:

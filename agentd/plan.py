@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from agentd.kernel.ruleset import compile_ruleset
-from controller.wire.base import Address
+from controller.wire.base import Address, Prefix
 from controller.wire.base import Endpoint as EndpointText
 from controller.wire.netmap import Netmap, Peer
 from controller.wire.relays import relays_of
@@ -116,6 +116,7 @@ def desired(
         ),
         peers=peers,
         ruleset=compile_table(netmap, link, now),
+        relayed=frozenset(Network.parse(relay.prefix) for relay in relays.usable),
     )
 
 
@@ -276,7 +277,7 @@ def _plan_peers(wanted: Desired, found: Observed, peers: Mapping[str, ObservedPe
         yield from (PeerChange("remove", "", key) for key in peers if key not in wanted.peers)
     for key, peer in wanted.peers.items():
         before = peers.get(key)
-        change = _add(peer) if before is None else _change(peer, before, found)
+        change = _add(peer) if before is None else _change(peer, before, wanted, found)
         if change is not None:
             yield change
 
@@ -294,7 +295,7 @@ def _add(peer: DesiredPeer) -> PeerChange:
     )
 
 
-def _change(peer: DesiredPeer, before: ObservedPeer, found: Observed) -> PeerChange | None:
+def _change(peer: DesiredPeer, before: ObservedPeer, wanted: Desired, found: Observed) -> PeerChange | None:
     # The kernel can add an allowed IP, but not take one away (before 6.16): then the whole list is written.
     remove = before.allowed_ips - peer.allowed_ips
     networks = peer.allowed_ips if remove else peer.allowed_ips - before.allowed_ips
@@ -302,7 +303,7 @@ def _change(peer: DesiredPeer, before: ObservedPeer, found: Observed) -> PeerCha
         action="change",
         name=peer.name,
         public_key=peer.public_key,
-        endpoint=_endpoint_change(peer, before, found),
+        endpoint=_endpoint_change(peer, before, wanted, found),
         keepalive=peer.keepalive if peer.keepalive != before.keepalive else None,
         preshared_key=peer.preshared_key if peer.preshared_key != before.preshared_key else None,
         allowed_ips=tuple(sorted(networks)),
@@ -311,14 +312,26 @@ def _change(peer: DesiredPeer, before: ObservedPeer, found: Observed) -> PeerCha
     return None if change == PeerChange("change", peer.name, peer.public_key) else change
 
 
-def _endpoint_change(peer: DesiredPeer, before: ObservedPeer, found: Observed) -> Endpoint | None:
-    """The hint, when it should be written: WireGuard knows better where a peer that talks to us is."""
+def _endpoint_change(peer: DesiredPeer, before: ObservedPeer, wanted: Desired, found: Observed) -> Endpoint | None:
+    """The hint, when it should be written: WireGuard knows better where a peer that talks to us is.
+
+    But not behind a relay, where it only followed the peer's last packet of before this host found a direct path.
+    """
     hint = peer.endpoint
     if hint is None or hint == before.endpoint:
         return None
     if peer.public_key in found.hints and found.hints[peer.public_key] != hint:
         return hint
+    if _is_in(wanted.relayed, before.endpoint) and not _is_in(wanted.relayed, hint):
+        return hint
     return hint if found.now - before.last_handshake >= STALE_HANDSHAKE else None
+
+
+def _is_in(prefixes: Iterable[Network], endpoint: Endpoint | None) -> bool:
+    if endpoint is None or ":" not in endpoint.address:
+        return False
+    place = Network.host(endpoint.address)
+    return any(prefix.contains(place) for prefix in prefixes)
 
 
 def _plan_addresses_and_routes(wanted: Desired, found: Observed) -> Iterator[Operation]:

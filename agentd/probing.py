@@ -9,13 +9,11 @@ import ipaddress
 import itertools
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, Literal
-from urllib.parse import urlsplit
+from typing import Final
 
-from controller.wire.base import Endpoint, PublicKey, format_endpoint, split_endpoint
+from controller.wire.base import Endpoint, PublicKey, split_endpoint
 from controller.wire.netmap import Mesh, Netmap, NodeId, Peer
 from controller.wire.paths import PathKind
 from controller.wire.stun import Binding, StunError, decode, encode, is_authentic
@@ -30,14 +28,18 @@ from .paths.checks import Checks, State, View
 from .paths.discovery import Discovery, NatKind, ServerView
 from .paths.pair import Pair, pair
 from .paths.prefer import Preference
+from .paths.relay_use import RelayUse, RelayView
 from .probe_socket import ProbeSocket
+from .stun_servers import find_servers
 
-__all__ = ["Prober", "stun_of"]
+__all__ = ["Prober"]
 
 log = logging.getLogger("agentd.probing")
 
 _RESOLVE_RETRY: Final = 60.0  # seconds
 _LARGEST: Final = 65535  # bytes: a peer's questions have the sizes that it wants to know of
+_AT_ONCE: Final = 50  # keys shared with peers: some milliseconds
+_INSIST: Final = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between two times that a choice is told
 # With it a request is no shorter than its answer: nobody can be flooded by our question in his name.
 _SOFTWARE: Final = b"wardmesh agentd     "
 
@@ -89,7 +91,9 @@ class Prober:
         self._prefixes = [ipaddress.ip_network(prefix) for prefix in (mesh.prefix4, mesh.prefix6)]
         self._candidates = candidates
         self._links: _Links | None = None
-        self._checks, self._discovery, self._known = Checks(Preference(own.chooser)), Discovery(), _Known()
+        self._use = RelayUse(listen_port)
+        self._prefer = Preference(own.chooser, self._use.through)
+        self._checks, self._discovery, self._known = Checks(self._prefer), Discovery(), _Known()
         self._given: dict[NodeId, Endpoint | None] = {}
         self._questions: dict[bytes, _Question] = {}  # by transaction
         self._sizes = PathMtu(self._ask_sized, mtu, self._tell_changed)
@@ -97,6 +101,7 @@ class Prober:
         self._mapping = PortMapping(listen_port, default_gateway, self._mapped)
         self._fresh = (os.urandom(12) for _ in itertools.count())
         self._timer: asyncio.TimerHandle | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._resolve = asyncio.Event()
         self._in_force = asyncio.Event()
 
@@ -111,8 +116,9 @@ class Prober:
     # --- what others ask ---
 
     def choose(self, peer: Peer) -> Endpoint | None:
-        """Where to look for a peer: the path that was found to be best, before any was the best by its looks."""
-        found = self._checks.chosen(peer.id) or self._own.choose(peer.endpoints)
+        """Where to look for a peer: the path that was found to be best; before any was, behind a relay that answers, or
+        where it looks best."""
+        found = self._checks.chosen(peer.id) or self._prefer.first(self._use.ways(peer))
         self._given[peer.id] = found
         return found
 
@@ -137,6 +143,21 @@ class Prober:
     def reflexive(self) -> tuple[Endpoint, ...]:
         """Where this host is seen from outside, if that is none of its own endpoints."""
         return tuple(endpoint for endpoint in self._discovery.reflexive if self._is_outside(endpoint))
+
+    @property
+    def relayed(self) -> tuple[Endpoint, ...]:
+        """Where this host is found behind the relays that it chose, the nearest first."""
+        return self._use.places
+
+    @property
+    def relays(self) -> tuple[RelayView, ...]:
+        """The relays that this host may use, those that it chose first."""
+        return self._use.views()
+
+    def relay_of(self, endpoint: Endpoint) -> NodeId | None:
+        """The relay that an endpoint is behind."""
+        relay = self._use.relays.behind(endpoint)
+        return None if relay is None else relay.node
 
     @property
     def nat(self) -> NatKind:
@@ -165,6 +186,8 @@ class Prober:
 
     def kind(self, endpoint: Endpoint) -> PathKind:
         """What sort of path leads there."""
+        if self._prefer.is_relayed(endpoint):
+            return "relay"
         return "lan" if self._own.chooser.is_near(endpoint) else "direct"
 
     async def ask(self, node: NodeId, endpoint: Endpoint, *, patience: float, size: int = 0) -> float | None:
@@ -193,8 +216,9 @@ class Prober:
     def adopt(self, netmap: Netmap) -> None:
         """This map is in force, and with it the table without which nothing leaves from WireGuard's port."""
         self._in_force.set()
+        self._use.adopt(netmap)
         peers = {
-            peer.id: tuple(endpoint for endpoint in peer.endpoints if self._is_outside(endpoint))
+            peer.id: tuple(endpoint for endpoint in self._use.ways(peer) if self._is_outside(endpoint))
             for peer in netmap.peers.values()
             if peer.kind == "agent"
         }
@@ -207,11 +231,15 @@ class Prober:
         self._checks.behind_nat = any(peer.keepalive is not None for peer in netmap.peers.values())
         self._checks.meet(peers, self._now)
         self._sizes.keep(peers)
+        if self._use.is_relay:
+            self._introduce()
+        self._watch_relays()
         self._schedule()
 
     def moved(self) -> None:
         """This host's own addresses are others now."""
-        self._checks.moved(Preference(self._own.chooser), self._now)
+        self._prefer = Preference(self._own.chooser, self._use.through)
+        self._checks.moved(self._prefer, self._now)
         self._resolve.set()
         self._keeping.measure_again()
         self._mapping.moved()
@@ -230,8 +258,8 @@ class Prober:
                 group.create_task(self._mapping.run())
         finally:
             loop.remove_reader(self._socket.fileno())
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in filter(None, (self._timer, self._again)):
+                timer.cancel()
 
     # --- how ---
 
@@ -246,7 +274,7 @@ class Prober:
 
     async def _ask_servers(self) -> None:
         while True:
-            found = await self._find_servers()
+            found = await find_servers(self._stun)
             self._resolve.clear()
             self._discovery.ask_all(found, self._candidates(), self._now)
             self._schedule()
@@ -256,19 +284,39 @@ class Prober:
             except TimeoutError:
                 pass  # the name may be known by now
 
-    async def _find_servers(self) -> list[Endpoint]:
-        if self._stun is None:
-            return []
-        host, port = self._stun
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_DGRAM)
-        except OSError as error:
-            log.info("%s has no address now, so STUN has to wait: %s", host, error)
-            return []
-        first: dict[int, str] = {}
-        for family, *_, address in found:
-            first.setdefault(family, str(address[0]).partition("%")[0])
-        return [format_endpoint(address, port + offset) for address in first.values() for offset in (0, 1)]
+    def _introduce(self) -> None:
+        """Make what is shared with each peer, a few at a time, so that whoever uses this relay is answered."""
+        unknown = (node for node in self._known.keys if node not in self._known.pairs)
+        some = list(itertools.islice(unknown, _AT_ONCE))
+        for node in some:
+            self._pair(node)
+        if len(some) == _AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._introduce)
+
+    def _watch_relays(self) -> None:
+        """Choose among the relays, and look for other ways to whoever was reached by one that does not answer."""
+        if not self._use.relays.usable:
+            return
+        before = self._use.places
+        found, lost = self._use.look(self._checks.answers)
+        self._checks.watched = self._use.watched
+        if found:
+            self._insist()  # whoever has no path yet is reached behind it at once
+        if lost:
+            log.info("a relay does not answer", extra={"relays": " ".join(sorted(lost))})
+            self._checks.suspect(lambda endpoint: self.relay_of(endpoint) in lost, self._now)
+        if self._use.places != before and self._links is not None:
+            log.info("this host is found behind relays", extra={"places": " ".join(self._use.places) or "none"})
+            self._links.seen()
+
+    def _insist(self, delays: tuple[float, ...] = _INSIST) -> None:
+        """Say again where peers are: what they sent by way of a relay before they knew a direct path moved WireGuard
+        back there, unless both hosts say so at about the same time."""
+        if self._again is not None:
+            self._again.cancel()
+        if delays:
+            self._again = asyncio.get_running_loop().call_later(delays[0], self._insist, delays[1:])
+            self._tell_changed()
 
     def _schedule(self) -> None:
         if self._timer is not None:
@@ -290,6 +338,7 @@ class Prober:
             if shared is not None:
                 request = Binding("request", probe.transaction, username=shared.ours)
                 self._socket.send(encode(request, shared.key), probe.endpoint)
+        self._watch_relays()
         self._notice(before)
         self._schedule()
 
@@ -306,6 +355,7 @@ class Prober:
                 self._asked(data, message, source)
             elif not self._discovery.answered(message.transaction, source, message.mapped, self._now):
                 self._answered(data, message, source)
+        self._watch_relays()
         self._notice(before)
         self._schedule()
 
@@ -361,7 +411,7 @@ class Prober:
                     self._sizes.look(node, view.endpoint, view.rtt or 0.0)
         moved = [node for node in changed if self._given.get(node) != self._checks.chosen(node)]
         if any(self._checks.chosen(node) is not None for node in moved):
-            self._tell_changed()
+            self._insist(_INSIST if self._use.relays.usable else _INSIST[-1:])
 
     async def _ask_sized(self, node: NodeId, endpoint: Endpoint, size: int, patience: float) -> float | None:
         return await self.ask(node, endpoint, patience=patience, size=size)
@@ -387,9 +437,3 @@ class Prober:
     def _tell_changed(self) -> None:
         if self._links is not None:
             self._links.changed()
-
-
-def stun_of(url: str, port: int | Literal[False]) -> tuple[str, int] | None:
-    """The controller's STUN by its URL; None when it is not to be asked."""
-    host = urlsplit(url).hostname
-    return (host, int(port)) if host and port is not False else None

@@ -51,7 +51,7 @@ def _rows(peer: PeerPaths) -> list[tuple[str, str, str]]:
 
 
 def _state(peer: PeerPaths, path: PathStatus) -> str:
-    words: list[str] = [path.state]
+    words: list[str] = [path.state, f"by relay {path.relay}"] if path.relay is not None else [path.state]
     words += ["chosen"] if path.chosen else []
     words += ["in use"] if path.endpoint == peer.endpoint else []
     words += ["learned"] if path.learned else []
@@ -75,6 +75,9 @@ def netcheck(answer: Netcheck) -> None:
     for server in answer.servers:
         said = f"sees {server.mapped} in {_milliseconds(server.rtt)}" if server.mapped else "does not answer"
         table.add_row("STUN", f"{server.server} {said}")
+    for relay in answer.relays:
+        said = "does not answer" if relay.rtt is None else f"answers in {_milliseconds(relay.rtt)}"
+        table.add_row("relay", f"{relay.name} ({relay.region}) {said}{', chosen' if relay.chosen else ''}")
     console.print(table)
 
 

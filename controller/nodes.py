@@ -233,7 +233,10 @@ class Nodes:
         return replace(
             node,
             public_key=report.public_key,
-            reported=(*report.reflexive, *report.endpoints)[:MAX_ENDPOINTS],
+            reported=(
+                *(*report.reflexive, *report.endpoints)[: MAX_ENDPOINTS - len(report.relayed)],
+                *report.relayed,
+            ),
             observed=None if observed is not None and split_endpoint(observed)[0] in known else observed,
             behind_nat=behind_nat or bool(report.reflexive),
         )

@@ -6,7 +6,7 @@ NAT and firewall for the other's questions. Nothing here touches the path in use
 
 import heapq
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Final
@@ -78,10 +78,12 @@ _SLOW: Final = 25.0
 _CALM: Final = 100.0
 # Endpoints that are not needed, because another works.
 _SPARE: Final = 300.0
+# The same, where the other is behind a relay: what did not work once may, when the peer's NAT or firewall is another.
+_UPGRADE: Final = 60.0
 # Between two questions: RFC 8445 section 14.2 has 50 ms for one session; and so that all slow ones together with the
 # answers to as many of other hosts stay below 5 packets a second.
 _PACE: Final = 0.02
-_SLOW_PACE: Final = 0.5
+_SLOW_PACE: Final = 0.6
 _GRACE: Final = 0.3  # after the first answer of any endpoint, for the answer of the one in use
 _ALARM: Final = 3  # questions without an answer to the endpoint in use, and the others are looked at
 _LEARNED: Final = 4  # endpoints of a peer that only its questions told
@@ -132,6 +134,7 @@ class Checks:
     def __init__(self, prefer: Preference) -> None:
         self.behind_nat = True  # False: what works needs not be kept open so often
         self.keep = _SLOW  # seconds between two questions to what works, behind a NAT
+        self.watched: Mapping[NodeId, float] = {}  # peers whose path in use is asked every so many seconds
         self._prefer = prefer
         self._peers: dict[NodeId, _Peer] = {}
         self._changed: set[NodeId] = set()
@@ -186,6 +189,13 @@ class Checks:
         self._happen(node, endpoint, Event.ANSWERED, now)
         self._decide(node, now)
 
+    def suspect(self, is_suspect: Callable[[Endpoint], bool], now: float) -> None:
+        """These endpoints may not work any more: look at all endpoints of the peers that are reached there."""
+        for node, peer in self._peers.items():
+            if peer.chosen is not None and is_suspect(peer.chosen):
+                for endpoint in peer.paths:
+                    self._happen(node, endpoint, Event.MOVED, now)
+
     # --- what it tells ---
 
     def due(self, transaction: Iterable[bytes], now: float) -> list[Probe]:
@@ -216,6 +226,14 @@ class Checks:
         """The best endpoint that works, or the last that did: None before any was found to."""
         peer = self._peers.get(node)
         return peer.chosen if peer else None
+
+    def answers(self, node: NodeId) -> float | None:
+        """The last round trip time (seconds) of the path in use; None for a peer that does not answer there now."""
+        peer = self._peers.get(node)
+        path = peer.paths.get(peer.chosen) if peer is not None and peer.chosen is not None else None
+        if path is None or path.state not in {State.WORKING, State.DOUBTED} or len(path.open) > _ALARM:
+            return None
+        return path.rtt
 
     def take_changed(self) -> set[NodeId]:
         """The peers whose `chosen` may be another than when this was last called."""
@@ -295,15 +313,18 @@ class Checks:
         if path.open and path.state is not State.SILENT and path.tries <= len(_QUICK):
             return max(_QUICK[max(path.tries, 1) - 1], 1.5 * (path.rtt or 0.0))
         peer = self._peers[node]
-        works = peer.chosen is not None and peer.paths[peer.chosen].state is State.WORKING
-        if not works:
+        if peer.chosen is None or peer.paths[peer.chosen].state is not State.WORKING:
             return _SLOW
-        return _SPARE if endpoint != peer.chosen else self.keep if self.behind_nat else _CALM
+        if endpoint != peer.chosen:
+            wanted = self._prefer.is_relayed(peer.chosen) and not self._prefer.is_relayed(endpoint)
+            return _UPGRADE if wanted else _SPARE
+        return self.watched.get(node, self.keep if self.behind_nat else _CALM)
 
     def _queue(self, node: NodeId, endpoint: Endpoint, due: float) -> None:
         path = self._peers[node].paths[endpoint]
         path.due, path.ticket = due, next(self._tickets)
-        quick = path.state in {State.TRYING, State.DOUBTED} or (path.open and path.tries == 1)
+        watched = node in self.watched and endpoint == self._peers[node].chosen
+        quick = path.state in {State.TRYING, State.DOUBTED} or (path.open and path.tries == 1) or watched
         heapq.heappush(self._quick if quick else self._slow, (due, path.ticket, node, endpoint))
 
     def _next_free(self, queue: list[tuple[float, int, NodeId, Endpoint]]) -> float:
@@ -324,7 +345,10 @@ class Checks:
         incumbent = peer.chosen or self._prefer.first(peer.known)
         if incumbent is not None and incumbent not in working:
             undecided = peer.paths.get(incumbent)
-            if undecided is not None and undecided.state in {State.TRYING, State.DOUBTED}:
+            waits = undecided is not None and undecided.state in {State.TRYING, State.DOUBTED}
+            # Nobody waits for an answer by way of a relay who has a direct one.
+            is_upgrade = self._prefer.is_relayed(incumbent) and not all(map(self._prefer.is_relayed, working))
+            if waits and not is_upgrade:
                 if peer.decide_at is None:
                     peer.decide_at = now + _GRACE
                     self._undecided.add(node)

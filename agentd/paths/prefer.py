@@ -1,5 +1,6 @@
 """Which of several endpoints that work is to be used: by round trip time, and by what will go on working. Pure."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -16,18 +17,33 @@ _IPV6: Final = 0.003
 # How much better another must be than the one in use, in seconds and in parts of its time: no going to and fro.
 _CLEARLY: Final = 0.002
 _PARTS: Final = 0.8
+# More than any path takes: a relay is for where nothing else works.
+_RELAYED: Final = 10.0
 
 
 class Preference:
-    """For a host with these addresses. `first` is where the kernel looks for a peer before anything was checked."""
+    """For a host with these addresses.
 
-    def __init__(self, chooser: Chooser) -> None:
+    `through` says of an endpoint how far the relay is that it is behind: seconds, infinity for a relay that does not
+    answer, None for an endpoint that is behind none.
+    """
+
+    def __init__(self, chooser: Chooser, through: Callable[[Endpoint], float | None] = lambda _endpoint: None) -> None:
         self._chooser = chooser
+        self._through = through
 
-    @property
-    def first(self) -> Callable[[Sequence[Endpoint]], Endpoint | None]:
-        """The best of a peer's endpoints by their looks."""
-        return self._chooser.choose
+    def first(self, endpoints: Sequence[Endpoint]) -> Endpoint | None:
+        """Where to look for a peer before anything was checked: behind the nearest relay that answers, which is sure to
+        work at once, or else where it looks best from the outside."""
+        relayed = {endpoint: far for endpoint in endpoints if (far := self._through(endpoint)) is not None}
+        nearest = min(relayed, key=lambda endpoint: (relayed[endpoint], endpoint), default=None)
+        if nearest is not None and relayed[nearest] < math.inf:
+            return nearest
+        return self._chooser.choose([endpoint for endpoint in endpoints if endpoint not in relayed]) or nearest
+
+    def is_relayed(self, endpoint: Endpoint) -> bool:
+        """True for one behind a relay."""
+        return self._through(endpoint) is not None
 
     def best(self, working: Mapping[Endpoint, float], incumbent: Endpoint | None) -> Endpoint:
         """The one to use of these with their round trip times, one at least; the incumbent unless one is better."""
@@ -41,4 +57,4 @@ class Preference:
     def _cost(self, endpoint: Endpoint, rtt: float) -> float:
         near = self._chooser.is_near(endpoint)
         six = ":" in split_endpoint(endpoint)[0]
-        return rtt - (_NEAR if near else _IPV6 if six else 0.0)
+        return rtt + (_RELAYED if self.is_relayed(endpoint) else -_NEAR if near else -_IPV6 if six else 0.0)

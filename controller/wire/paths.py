@@ -12,13 +12,13 @@ __all__ = ["MOST_PATHS", "HostPath", "PathKind", "PathList", "PathReport"]
 
 MOST_PATHS: Final = 500  # of one host: those that do not work first, then the slowest
 
-PathKind = Literal["lan", "direct", "none"]
+PathKind = Literal["lan", "direct", "relay", "none"]
 
 
 class PathReport(Message):
     """The path from the host to one peer.
 
-    `lan`: both are on one network; `none`: no endpoint of the peer has answered yet, and it may be away.
+    `lan`: both are on one network; `relay`: by way of a host that relays; `none`: no endpoint of the peer has answered yet, and it may be away.
     """
 
     peer: NodeId

@@ -50,7 +50,8 @@ PROTOCOL = "wardmesh.v1"  # the WebSocket subprotocol; a change that old agents 
 class HostReport(Message):
     """What only the host knows. `endpoints`: where WireGuard can be reached, best first, without mesh addresses.
 
-    `reflexive`: where STUN servers see WireGuard's port, if that is elsewhere: outside of a NAT.
+    `reflexive`: where STUN servers see WireGuard's port, if that is elsewhere: outside of a NAT. `relayed`: its places
+    behind the relays that it chose, the nearest first.
     """
 
     agent_version: Annotated[Text, Field(max_length=100)]
@@ -59,6 +60,7 @@ class HostReport(Message):
     public_key: PublicKey
     endpoints: tuple[Endpoint, ...] = ()
     reflexive: tuple[Endpoint, ...] = ()
+    relayed: Annotated[tuple[Endpoint, ...], Field(max_length=4)] = ()
     listen_port: Annotated[int, Field(ge=1, le=65535)] = 51820
 
 

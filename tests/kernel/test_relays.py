@@ -12,6 +12,7 @@ from controller.wire.relays import Relay, relay_prefix
 from tests.kernel.maps import MESH, Member, netmap, with_relays
 from tests.kernel.nodes import Node
 from tests.lab import Lab, eventually
+from tests.lab.mesh import Agent, Controller
 
 
 def behind(relay: Member, member: Member) -> str:
@@ -157,3 +158,43 @@ def test_a_host_lets_no_packets_but_sealed_ones_through_at_its_place(three: Rela
     before = counted(right)["denied/in"]
     assert not left.ping(behind(three.relay.member, three.members[1]).partition("]")[0].strip("["))
     assert counted(right)["denied/in"] > before
+
+
+def test_agents_behind_symmetric_nats_find_a_relay_by_themselves_and_go_on_to_the_spare() -> None:
+    with Lab() as lab:
+        internet = lab.switch("internet")
+        controller = Controller.start(lab.host("controller", internet))
+        controller.put_policy(
+            'relays: {eu: {on: ["tag:relay"]}}\ngrants: [{from: ["tag:host"], to: ["tag:host"], ip: [icmp]}]\n'
+        )
+        relays = []
+        for name in ("relay1", "relay2"):
+            host = lab.host(name, internet)
+            host.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+            relays.append(Agent.join(host, controller.join_string("tag:relay")))
+        agents = []
+        for name in ("left", "right"):
+            home = lab.switch(f"home-{name}")
+            host = lab.host(name, home)
+            lab.nat(f"nat-{name}", inside=home, outside=internet, random_ports=True)
+            agents.append(Agent.join(host, controller.join_string("tag:host")))
+        left, right = agents
+        address = right.status()["addresses"][0]
+
+        def reaches() -> bool:
+            return left.host.run("ping", "-n", "-c1", "-W", "1", address, check=False).returncode == 0
+
+        def by() -> str | None:
+            peers = json.loads(left.run("paths", "--json"))["peers"]
+            paths = next(peer["paths"] for peer in peers if peer["name"] == "right")
+            found: list[str | None] = [path["relay"] for path in paths if path["chosen"]]
+            return found[0] if found else None
+
+        eventually(reaches, 60, what="a ping by way of a relay")
+        eventually(by, 30, what="a path that was found to work")
+        home = by()
+        assert "relay" in left.run("netcheck")
+        lost = next(relay for relay in relays if relay.host.name == home)
+        lost.process.kill()
+        lost.host.run("ip", "link", "set", "eth0", "down")
+        eventually(lambda: by() not in {home, None} and reaches(), 60, what="a ping by way of the spare")
