@@ -56,15 +56,22 @@ class Relayed:
             others = [other for pair in pairs if position in pair for other in pair if other != position]
             host.apply(self.map_of(position, *others))
 
-    def reaches(self, one: int, other: int) -> bool:
-        return self.hosts[one].ping(self.members[other].address) and self.hosts[one].ping(self.members[other].address6)
+    def reaches(self, one: int, other: int, *, wait: float = 2) -> bool:
+        host, member = self.hosts[one], self.members[other]
+        return host.ping(member.address, wait=wait) and host.ping(member.address6, wait=wait)
+
+    def connect(self) -> None:
+        """Left and right alone, by policy and by their maps."""
+        self.forward((0, 1))
+        self.meet((0, 1))
+        eventually(lambda: self.reaches(0, 1), 30, what="a ping through the relay")
 
     def end(self) -> None:
         for node in (*self.hosts, self.relay):
             node.end()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def three() -> Iterator[Relayed]:
     with Lab() as lab, ExitStack() as ending:
         relayed = Relayed(lab, "left", "right", "other")
@@ -79,9 +86,7 @@ def counted(relay: Node) -> dict[str, int]:
 
 
 def test_hosts_behind_symmetric_nats_reach_each_other_through_the_relays_kernel(three: Relayed) -> None:
-    three.forward((0, 1))
-    three.meet((0, 1))
-    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    three.connect()
     assert three.reaches(1, 0)
     assert counted(three.relay)["relayed"] > 0
     assert three.relay.peer(three.members[0]).rx_bytes > 0
@@ -90,33 +95,28 @@ def test_hosts_behind_symmetric_nats_reach_each_other_through_the_relays_kernel(
 
 
 def test_the_relay_passes_nothing_between_hosts_whom_policy_does_not_connect(three: Relayed) -> None:
-    three.forward((0, 1))
+    three.connect()
     three.meet((0, 1), (0, 2))  # the hosts believe otherwise
-    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
     before = counted(three.relay)["denied/forward"]
-    assert not three.reaches(0, 2)
+    assert not three.reaches(0, 2, wait=0.5)
     assert counted(three.relay)["denied/forward"] > before
 
 
 def test_what_ends_in_policy_ends_at_the_relay_with_its_next_packet(three: Relayed) -> None:
-    three.forward((0, 1))
-    three.meet((0, 1))
-    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    three.connect()
     three.forward()
-    assert not three.reaches(0, 1)
+    assert not three.reaches(0, 1, wait=0.5)
     three.forward((1, 0))
     eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay again")
 
 
 def test_the_relay_passes_only_what_looks_like_wireguard_and_only_by_udp(three: Relayed) -> None:
-    three.forward((0, 1))
-    three.meet((0, 1))
-    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    three.connect()
     left, right = three.hosts[:2]
     left.host.run("nft", "delete", "table", "inet", "wardmesh")  # a host that does not keep to what is agreed
     place = behind(three.relay.member, three.members[1]).partition("]")[0].strip("[")
     before = counted(three.relay)
-    assert not left.ping(place)
+    assert not left.ping(place, wait=0.5)
     with left.host.socket(10, 2) as sock:
         sock.sendto(b"\x05\x00\x00\x00 no message of WireGuard's", (place, 51820))
     eventually(lambda: counted(three.relay)["denied/forward"] >= before["denied/forward"] + 2, 10, what="both denied")
@@ -124,23 +124,21 @@ def test_the_relay_passes_only_what_looks_like_wireguard_and_only_by_udp(three: 
 
 
 def test_large_transfers_fit_into_the_tunnel_in_the_tunnel_without_fragments(three: Relayed) -> None:
-    three.forward((0, 1))
-    three.meet((0, 1))
-    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    three.connect()
     left, right = three.hosts[:2]
     for address in (three.members[1].address, three.members[1].address6):
         header = 48 if ":" in address else 28
         assert left.ping(address, "-M", "do", "-s", str(1340 - header))
-        assert not left.ping(address, "-M", "do", "-s", str(1341 - header))
+        assert not left.ping(address, "-M", "do", "-s", str(1341 - header), wait=0.5)
     routes = {str(route) for route in left.observe().routes}
     assert f"{three.members[1].address}/32 src {three.members[0].address} mtu 1340" in routes
     assert right.plan() == []
 
 
 def test_the_relay_counts_by_pair(three: Relayed) -> None:
+    three.connect()
     three.forward((0, 1), (0, 2))
-    three.meet((0, 1))
-    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    assert three.reaches(0, 1)
     listed = three.relay.host.run("nft", "list", "set", "inet", "wardmesh", "relayed").stdout
     places = [behind(three.relay.member, member).partition("]")[0].strip("[") for member in three.members]
     assert f"{places[0]} . {places[1]}" in listed
@@ -149,14 +147,12 @@ def test_the_relay_counts_by_pair(three: Relayed) -> None:
 
 
 def test_a_host_lets_no_packets_but_sealed_ones_through_at_its_place(three: Relayed) -> None:
-    three.forward((0, 1))
-    three.meet((0, 1))
-    eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
+    three.connect()
     left, right = three.hosts[:2]
     three.relay.host.run("nft", "delete", "table", "inet", "wardmesh")  # a relay that passes everything on
     left.host.run("nft", "delete", "table", "inet", "wardmesh")
     before = counted(right)["denied/in"]
-    assert not left.ping(behind(three.relay.member, three.members[1]).partition("]")[0].strip("["))
+    assert not left.ping(behind(three.relay.member, three.members[1]).partition("]")[0].strip("["), wait=0.5)
     assert counted(right)["denied/in"] > before
 
 
