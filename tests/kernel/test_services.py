@@ -220,5 +220,5 @@ def test_a_held_address_that_somebody_removes_is_back(mesh: Mesh) -> None:
             before = len(reasons)
             mesh.first.host.run("ip", "address", "del", f"{address}/{length}", "dev", "wardmesh0")
             eventually(lambda before=before: len(reasons) > before)
-            assert f"add address {address}/{length} for a service" in reasons[-1]
+            assert f"add address {address}/{length} to be held" in reasons[-1]
         assert mesh.first.plan() == []
