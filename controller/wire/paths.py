@@ -18,7 +18,8 @@ PathKind = Literal["lan", "direct", "relay", "none"]
 class PathReport(Message):
     """The path from the host to one peer.
 
-    `lan`: both are on one network; `relay`: by way of a host that relays; `none`: no endpoint of the peer has answered yet, and it may be away.
+    `lan`: both are on one network; `relay`: by way of a host that relays; `none`: no endpoint of the peer has answered
+    yet, and it may be away.
     """
 
     peer: NodeId
