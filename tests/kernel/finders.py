@@ -1,6 +1,7 @@
 """Agents without their controller, which look for paths to each other, on hosts behind NATs and firewalls of a lab."""
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -14,7 +15,7 @@ from agentd.reconcile import Reconciler
 from controller.settings import Listen
 from controller.stun import listen
 from controller.wire.netmap import Netmap
-from tests.kernel.maps import MESH, Member, netmap
+from tests.kernel.maps import MESH, Member, netmap, with_relays
 from tests.kernel.nodes import OnHost
 from tests.lab import Host, Lab, Switch, eventually
 
@@ -95,6 +96,7 @@ class Finder(OnHost):
     def __init__(self, host: Host, number: int, server: str, stun_port: int) -> None:
         super().__init__(host)
         self.member = Member(number)
+        self.relays: tuple[Member, ...] = ()
         self.map: Netmap | None = None
         self.call(lambda: self._open(server, stun_port))
 
@@ -135,7 +137,7 @@ class Finder(OnHost):
 
     def describe(self) -> None:
         """What the controller would tell others of it."""
-        endpoints = (*self.prober.reflexive, *self._candidates())
+        endpoints = (*self.prober.reflexive, *self._candidates(), *self.prober.relayed)
         self.member = replace(self.member, endpoints=endpoints, keepalive=25)
 
     def be_at(self, endpoint: str) -> None:
@@ -146,8 +148,17 @@ class Finder(OnHost):
         return self.prober.known_mtu(other.member.name)
 
     def meet(self, *others: "Finder") -> None:
+        self._follow(with_relays(netmap(self.member, *(other.member for other in others)), *self.relays))
+
+    def relay_for(self, *others: "Finder") -> None:
+        """Be a relay, by whose map any two of these may talk to each other."""
+        members = [other.member for other in others]
+        wanted = netmap(self.member, *members, rules=())
+        self._follow(with_relays(wanted, self.member, between=itertools.combinations(members, 2)))
+
+    def _follow(self, wanted: Netmap) -> None:
         async def adopt() -> None:
-            self.map = netmap(self.member, *(other.member for other in others))
+            self.map = wanted
             self.wake.set()
 
         self.call(adopt)
@@ -160,8 +171,18 @@ class Finder(OnHost):
         command = ("ping", "-n", "-c1", "-W", "2", other.member.address)
         return self.host.run(*command, check=False).returncode == 0
 
+    def kind(self, other: "Finder") -> str:
+        """What sort of path was found to work: `none` before any was."""
+        chosen = (view.endpoint for view in self.prober.paths(other.member.name) if view.chosen)
+        return next((self.prober.kind(endpoint) for endpoint in chosen), "none")
+
+    def sends_to(self, other: "Finder") -> str:
+        """What sort of endpoint WireGuard has for it."""
+        endpoint = self.call(self.reconciler.observe).peers[other.member.public_key].endpoint
+        return self.prober.kind(str(endpoint))
+
     def works_directly(self, other: "Finder") -> bool:
-        return any(view.chosen for view in self.prober.paths(other.member.name))
+        return self.kind(other) in {"lan", "direct"}
 
     def endpoint(self, other: "Finder") -> str:
         """The path that was chosen."""
@@ -210,30 +231,41 @@ class Stun(OnHost):
 
 
 @contextmanager
-def finders(*kinds: str) -> Iterator[list[Finder]]:
-    """One host of each kind, which knows from where it is seen."""
+def finders(*kinds: str, relays: int = 0) -> Iterator[list[Finder]]:
+    """One host of each kind, which knows from where it is seen; and then the relays, which serve all of them."""
     with Lab() as lab:
         internet = lab.switch("internet")
         with introduce(
-            lab, internet, *(place(lab, internet, kind, f"{kind}{n}") for n, kind in enumerate(kinds))
+            lab, internet, *(place(lab, internet, kind, f"{kind}{n}") for n, kind in enumerate(kinds)), relays=relays
         ) as found:
             yield found
 
 
 @contextmanager
-def introduce(lab: Lab, internet: Switch, *hosts: Host) -> Iterator[list[Finder]]:
-    """Finders on these hosts, which know from where they are seen."""
+def introduce(lab: Lab, internet: Switch, *hosts: Host, relays: int = 0) -> Iterator[list[Finder]]:
+    """Finders on these hosts, which know from where they are seen; and then the relays, which serve all of them."""
     with ExitStack() as ending:
         stun = Stun(lab.host("stun", internet))
         ending.callback(stun.end)
-        found = []
+        found, serving = [], []
+        for number in range(relays):
+            relay = Finder(lab.host(f"relay{number}", internet), 200 + number, stun.host.address, 3478)
+            relay.host.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+            ending.callback(relay.end)
+            places = (f"{relay.host.address}:{PORT}", f"[{relay.host.address6}]:{PORT}")
+            relay.member = replace(relay.member, endpoints=places)
+            serving.append(relay)
         for number, host in enumerate(hosts, 1):
             four = "inet " in host.run("ip", "-4", "address", "show", "dev", "eth0").stdout
             finder = Finder(host, number, stun.host.address if four else stun.host.address6, 3478)
             ending.callback(finder.end)
+            finder.relays = tuple(relay.member for relay in serving)
             finder.begin_table()
             found.append(finder)
+        for relay in serving:
+            relay.relay_for(*found)
         for finder in found:
             eventually(lambda finder=finder: finder.prober.nat != "unknown", 30, what="answers of STUN")
+            eventually(lambda finder=finder: len(finder.prober.relayed) == min(relays, 2), 30, what="answers of relays")
             finder.describe()
-        yield found
+        yield [*found, *serving]

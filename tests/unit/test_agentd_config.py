@@ -38,6 +38,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         listen_port = 4500
         stun_port = 4501
         mtu = 1280
+        relay_rate = 20
         table = "mesh"
         backend = "userspace"
         endpoints = ["198.51.100.7:51820", "[2001:db8::7]:51820"]
@@ -72,6 +73,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         ("listen_port = 0", "listen_port: must be greater than or equal to 1 (found 0)"),
         ('listen_port = "51820"', "listen_port: must be a valid integer (found '51820')"),
         ("listen_port = true", "listen_port: must be a valid integer (found True)"),
+        ("relay_rate = -1", "relay_rate: must be greater than or equal to 0 (found -1)"),
         ("mtu = 1279", "mtu: must be greater than or equal to 1280 (found 1279)"),
         ('link = "a/b"', "link: 'a/b' is not a link name"),
         ('link = "sixteen-letters0"', "is not a link name: use 1-15"),
