@@ -228,3 +228,4 @@ class TestApplyAndWait:
             done = await waiting
             assert done.code == 0, done
             assert "Every host that is online has it in force" in done.err
+            assert "away get it when they come back: bob." in done.err

@@ -119,7 +119,7 @@ def create(
             print_line(created.id)
             note(f"{_what(created)}, until {when(created.expires)}. `wardmesh grant revoke {created.id}` ends it.")
         if wait:
-            wait_for_hosts(controller, patience)
+            wait_for_hosts(controller, patience, quiet=json)
 
 
 @app.command("list", epilog=examples("wardmesh grant list", "wardmesh grant list --all --json"))
@@ -213,7 +213,7 @@ def revoke(
         else:
             note(f"Grant {found.id} {'is revoked' if found.revoked else f'had ended at {when(found.expires)}'}.")
         if wait:
-            wait_for_hosts(controller, patience)
+            wait_for_hosts(controller, patience, quiet=json)
 
 
 def _what(grant: TemporaryGrant) -> str:

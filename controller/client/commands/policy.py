@@ -107,9 +107,7 @@ def apply(
         else:
             note(f"That is already the policy in force, revision {applied.revision}: nothing changed.")
         if wait:
-            wait_for_hosts(controller, patience)
-            if not json:
-                note("Every host that is online has it in force; the others get it when they come back.")
+            wait_for_hosts(controller, patience, quiet=json)
 
 
 @app.command(

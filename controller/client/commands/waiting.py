@@ -4,17 +4,21 @@ import time
 from typing import Final
 
 from controller.client.errors import ClientError
-from controller.client.output import plain
+from controller.client.output import note, plain
 from controller.client.rest import RestClient
 from controller.wire.rest import Node, Problem
 
 __all__ = ["wait_for_hosts"]
 
 _POLL: Final = 0.3  # seconds
+_NAMED: Final = 10  # hosts
 
 
-def wait_for_hosts(controller: RestClient, patience: float) -> None:
-    """Return when no host is behind. Raises ClientError that lists those which are, after `patience` seconds."""
+def wait_for_hosts(controller: RestClient, patience: float, *, quiet: bool) -> None:
+    """Return when no host is behind, and tell who has it unless `quiet`.
+
+    Raises ClientError that lists those which are behind after `patience` seconds.
+    """
     deadline = time.monotonic() + patience
     while controller.status().behind:
         if time.monotonic() >= deadline:
@@ -22,6 +26,19 @@ def wait_for_hosts(controller: RestClient, patience: float) -> None:
             if behind:
                 raise ClientError(_late(behind, patience))
         time.sleep(_POLL)
+    if not quiet:
+        note(_who_has_it(controller))
+
+
+def _who_has_it(controller: RestClient) -> str:
+    away = [node.name for node in controller.nodes(state="active", kind="agent") if not node.online]
+    if not away:
+        return "Every host has it in force."
+    more = f" and {len(away) - _NAMED} more" if len(away) > _NAMED else ""
+    return (
+        "Every host that is online has it in force. Those that are away get it when they come back: "
+        f"{', '.join(away[:_NAMED])}{more}."
+    )
 
 
 def _late(behind: list[Node], patience: float) -> Problem:
