@@ -7,7 +7,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,18 +89,25 @@ async def acknowledge(its: Agent) -> None:
     await its.say(Applied(revision=its.netmap.revision))
 
 
-async def test_what_one_controller_commits_reaches_the_agents_of_the_other(pair: Pair, tmp_path: Path) -> None:
+@asynccontextmanager
+async def caller_at_the_other(pair: Pair, directory: Path) -> AsyncIterator[tuple[Host, Agent, Client]]:
+    """A host that policy lets call tools, connected to the second controller; and who may enrol at the first."""
     await put(pair.admin, POLICY)
     async with Client(pair.one) as anyone:
         caller = await new_node(pair.admin, anyone, "caller", tags=["tag:agents"])
-        async with agent(pair.two, caller, tmp_path) as its:
+        async with agent(pair.two, caller, directory) as its:
             await its.hello()
-            tool = await new_node(pair.admin, anyone, "tool", tags=["tag:tools"])
-            await its.take_until(lambda netmap: node_id(tool) in netmap.peers)
-            await patch(pair.admin, tool, tags=[])
-            netmap = await its.take_until(lambda netmap: not netmap.peers)
-            await until(lambda: same_map(pair, caller), "both have the same map")
-            assert netmap == pair.two.context.hub.netmap(node_id(caller))
+            yield caller, its, anyone
+
+
+async def test_what_one_controller_commits_reaches_the_agents_of_the_other(pair: Pair, tmp_path: Path) -> None:
+    async with caller_at_the_other(pair, tmp_path) as (caller, its, anyone):
+        tool = await new_node(pair.admin, anyone, "tool", tags=["tag:tools"])
+        await its.take_until(lambda netmap: node_id(tool) in netmap.peers)
+        await patch(pair.admin, tool, tags=[])
+        netmap = await its.take_until(lambda netmap: not netmap.peers)
+        await until(lambda: same_map(pair, caller), "both have the same map")
+        assert netmap == pair.two.context.hub.netmap(node_id(caller))
 
 
 async def same_map(pair: Pair, host: Host) -> bool:
@@ -111,57 +118,49 @@ async def same_map(pair: Pair, host: Host) -> bool:
 async def test_each_controller_says_of_every_host_whether_it_is_online_and_what_it_has_in_force(
     pair: Pair, tmp_path: Path
 ) -> None:
-    await put(pair.admin, POLICY)
-    async with Client(pair.one) as anyone:
-        caller = await new_node(pair.admin, anyone, "caller", tags=["tag:agents"])
-        async with agent(pair.two, caller, tmp_path) as its:
-            await its.hello()
-            await new_node(pair.admin, anyone, "tool", tags=["tag:tools"])
-            await its.take_until(lambda netmap: bool(netmap.peers))
+    async with caller_at_the_other(pair, tmp_path) as (caller, its, anyone):
+        await new_node(pair.admin, anyone, "tool", tags=["tag:tools"])
+        await its.take_until(lambda netmap: bool(netmap.peers))
 
-            async def is_behind() -> bool:
-                found = await node_at(pair.admin, caller)
-                return bool(found["online"] and found["behind"])
+        async def is_behind() -> bool:
+            found = await node_at(pair.admin, caller)
+            return bool(found["online"] and found["behind"])
 
-            await until(is_behind, "the first controller says that it is online, and behind")
-            await acknowledge(its)
+        await until(is_behind, "the first controller says that it is online, and behind")
+        await acknowledge(its)
 
-            async def in_force() -> bool:
-                found = await node_at(pair.admin, caller)
-                assert its.netmap is not None
-                return found["in_force"] == its.netmap.revision and not found["behind"]
+        async def in_force() -> bool:
+            found = await node_at(pair.admin, caller)
+            assert its.netmap is not None
+            return found["in_force"] == its.netmap.revision and not found["behind"]
 
-            await until(in_force, "the first controller says that it has the map in force")
-            explained = await pair.admin.get("/policy/explain?from=caller&to=tool&port=tcp:443")
-            assert pair.two.url in explained.json()["source"]["kernel"]["why"]
+        await until(in_force, "the first controller says that it has the map in force")
+        explained = await pair.admin.get("/policy/explain?from=caller&to=tool&port=tcp:443")
+        assert pair.two.url in explained.json()["source"]["kernel"]["why"]
 
-        async def is_offline() -> bool:
-            return not (await node_at(pair.admin, caller))["online"]
+    async def is_offline() -> bool:
+        return not (await node_at(pair.admin, caller))["online"]
 
-        await until(is_offline, "the first controller says that it is offline")
+    await until(is_offline, "the first controller says that it is offline")
 
 
 async def test_a_change_is_never_taken_for_in_force_on_a_host_of_the_other_controller_before_it_is(
     pair: Pair, tmp_path: Path
 ) -> None:
-    await put(pair.admin, POLICY)
-    async with Client(pair.one) as anyone:
-        caller = await new_node(pair.admin, anyone, "caller", tags=["tag:agents"])
-        async with agent(pair.two, caller, tmp_path) as its:
-            await its.hello()
-            await acknowledge(its)
+    async with caller_at_the_other(pair, tmp_path) as (caller, its, anyone):
+        await acknowledge(its)
 
-            async def is_current() -> bool:
-                found = await node_at(pair.admin, caller)
-                return bool(found["online"] and not found["behind"])
+        async def is_current() -> bool:
+            found = await node_at(pair.admin, caller)
+            return bool(found["online"] and not found["behind"])
 
-            await until(is_current, "it is current")
-            await new_node(pair.admin, anyone, "tool", tags=["tag:tools"])
-            for _ in range(20):
-                assert not await is_current()
-            await its.take_until(lambda netmap: bool(netmap.peers))
-            await acknowledge(its)
-            await until(is_current, "it is current again")
+        await until(is_current, "it is current")
+        await new_node(pair.admin, anyone, "tool", tags=["tag:tools"])
+        for _ in range(20):
+            assert not await is_current()
+        await its.take_until(lambda netmap: bool(netmap.peers))
+        await acknowledge(its)
+        await until(is_current, "it is current again")
 
 
 async def test_a_stream_at_one_controller_replaces_that_at_the_other(pair: Pair, tmp_path: Path) -> None:
