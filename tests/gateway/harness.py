@@ -9,7 +9,7 @@ import json
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from agentd.gateway.sessions import Sessions
 from agentd.gateway.types import AuditEvent, AuditRecord, Call, Caller, Outcome, RecordForm
 from agentd.gateway.upstreams import connect
 from controller.wire.mcp import GatewayPolicy
+from tests.gateway.upstream import Behaviour, Upstream, echo
 
 ALICE, BOB, STRANGER = "127.0.0.1", "127.0.0.2", "127.0.0.9"
 KEY = "mesh" * 10 + "key="
@@ -207,135 +208,6 @@ class Client:
     def vanish(self) -> None:
         """End with a reset, as a process that is killed with unread data does."""
         self.writer.transport.abort()
-
-
-@dataclass
-class Seen:
-    """A request as an upstream got it, with the connection that it came on."""
-
-    method: str
-    target: str
-    headers: list[tuple[str, str]]
-    body: bytes
-    reader: asyncio.StreamReader
-    writer: asyncio.StreamWriter
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def get(self, name: str) -> str | None:
-        return next((value for key, value in self.headers if key == name), None)
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    def write(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    def reply(self, data: bytes, status: str = "200 OK", kind: str = "application/json", **headers: str) -> None:
-        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(data)}\r\n{lines}\r\n"
-        self.writer.write(head.encode("latin-1") + data)
-
-    def result(self, **result: object) -> None:
-        self.reply(json.dumps({"jsonrpc": "2.0", "id": self.json["id"], "result": result}).encode())
-
-    def start_events(self, **headers: str) -> None:
-        lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        self.writer.write(
-            f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n{lines}\r\n".encode()
-        )
-
-    def chunk(self, data: bytes) -> None:
-        self.writer.write(b"%x\r\n%b\r\n" % (len(data), data))
-
-    def end_chunks(self) -> None:
-        self.writer.write(b"0\r\n\r\n")
-
-
-Behaviour = Callable[[Seen], Awaitable[None]]
-
-
-async def echo(seen: Seen) -> None:
-    """Answers every request with what it asked."""
-    if seen.body and "id" in seen.json and "method" in seen.json:
-        seen.result(resultType="complete", method=seen.json["method"], content=[])
-    else:
-        seen.reply(b"", "202 Accepted")
-
-
-class Upstream:
-    """An HTTP server that shows what it got and does as it is told."""
-
-    def __init__(self, behaviour: Behaviour = echo) -> None:
-        self.behaviour = behaviour
-        self.seen: list[Seen] = []
-        self.connections = 0
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def start(self, port: int = 0) -> None:
-        self._server = await asyncio.start_server(self._talk, "127.0.0.1", port, limit=1 << 24)
-
-    @property
-    def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while True:
-                seen = await self._request(reader, writer)
-                self.seen.append(seen)
-                watching = asyncio.create_task(_watch(seen))
-                try:
-                    await self.behaviour(seen)
-                    await writer.drain()
-                except ConnectionError:
-                    seen.gone.set()
-                    raise
-                finally:
-                    watching.cancel()
-                    await asyncio.gather(watching, return_exceptions=True)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the gateway closed, or the test is over
-        finally:
-            writer.close()
-            self._tasks.discard(task)
-
-    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Seen:
-        raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        first, *lines = raw.split("\r\n")[:-2]
-        method, target, _ = first.split(" ")
-        headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
-        named = dict(headers)
-        if named.get("transfer-encoding") == "chunked":
-            parts = []
-            while size := int(await reader.readuntil(b"\r\n"), 16):
-                parts.append(await reader.readexactly(size))
-                await reader.readexactly(2)
-            await reader.readexactly(2)
-            data = b"".join(parts)
-        else:
-            data = await reader.readexactly(int(named.get("content-length", "0")))
-        return Seen(method, target, headers, data, reader, writer)
-
-
-async def _watch(seen: Seen) -> None:
-    """Tell when the gateway goes away while the request is being answered, without taking any bytes."""
-    while not seen.reader.at_eof() and not seen.writer.transport.is_closing() and seen.reader.exception() is None:
-        await asyncio.sleep(0.001)
-    seen.gone.set()
 
 
 def free_port() -> int:

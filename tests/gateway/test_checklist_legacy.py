@@ -11,8 +11,9 @@ import pytest
 from agentd.gateway.eras import LEGACY_VERSIONS
 from agentd.gateway.types import AuditEvent, Code
 from tests.gateway import sdk_server
-from tests.gateway.harness import ALICE, BOB, BOUND, Answer, Client, Lab, Running, Seen, body, modern, soon, tool
+from tests.gateway.harness import ALICE, BOB, BOUND, Answer, Client, Lab, Running, body, modern, soon, tool
 from tests.gateway.sdk_server import serving
+from tests.gateway.upstream import Seen
 
 VERSION = "2025-11-25"
 BOBS_GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add"]}

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import ALICE, BOB, META, MODERN, Lab, Seen, body, modern, tool
+from tests.gateway.harness import ALICE, BOB, META, MODERN, Lab, body, modern, tool
 from tests.gateway.sdk_server import serving
+from tests.gateway.upstream import Seen
 
 BOBS_GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add", "count"]}
 

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import ACCEPT, BOUND, Client, Lab, Seen, body, soon, tool
+from tests.gateway.harness import ACCEPT, BOUND, Client, Lab, body, soon, tool
+from tests.gateway.upstream import Seen
 
 RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete"}}'
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n"

@@ -17,7 +17,8 @@ from agentd.serving import gateway_policy
 from controller.wire.mcp import HttpUpstream, StdioUpstream
 from tests.gateway.agent import HELD, NOT_HELD, Agent, netmap, refused_at
 from tests.gateway.following import START, Gateway
-from tests.gateway.harness import BOUND, Lab, Upstream, free_port, soon, tool
+from tests.gateway.harness import BOUND, Lab, free_port, soon, tool
+from tests.gateway.upstream import Upstream
 
 
 async def serving(lab: Lab, agent: Agent, gateway: Gateway) -> tuple[int, Upstream, HttpUpstream]:

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from agentd.gateway.types import AuditEvent
-from tests.gateway.harness import BOB, BOUND, Lab, Running, Seen, soon
+from tests.gateway.harness import BOB, BOUND, Lab, Running, soon
+from tests.gateway.upstream import Seen
 
 
 async def reflect(seen: Seen) -> None:

@@ -6,7 +6,8 @@ from contextlib import suppress
 import pytest
 
 from agentd.gateway.http.limits import HttpLimits
-from tests.gateway.harness import ALICE, BOUND, STRANGER, Lab, Seen, soon, tool
+from tests.gateway.harness import ALICE, BOUND, STRANGER, Lab, soon, tool
+from tests.gateway.upstream import Seen
 
 BODY, HEADERS = tool()
 START = b"POST /mcp HTTP/1.1\r\nHost: svc.mesh.internal:PORT\r\nContent-Type: application/json\r\n"

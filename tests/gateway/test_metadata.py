@@ -8,7 +8,8 @@ from agentd.gateway.metadata import Metadata
 from agentd.gateway.passing import Guard
 from agentd.gateway.types import AuditEvent
 from controller.wire.mcp import HttpUpstream, Service, StdioUpstream
-from tests.gateway.harness import BOB, Behaviour, Lab, Seen, body, tool
+from tests.gateway.harness import BOB, Lab, body, tool
+from tests.gateway.upstream import Behaviour, Seen
 
 WELL_KNOWN = "/.well-known/oauth-protected-resource"
 METADATA = {"resource": "http://svc.mesh.internal/mcp", "authorization_servers": ["https://as.example"]}

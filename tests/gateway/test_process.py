@@ -16,7 +16,8 @@ import pytest
 
 from agentd.errors import AgentError
 from agentd.gateway.sockets import listening
-from tests.gateway.harness import BOUND, KEY, Client, Lab, Upstream, free_port, policy, soon, tool
+from tests.gateway.harness import BOUND, KEY, Client, Lab, free_port, policy, soon, tool
+from tests.gateway.upstream import Upstream
 
 START = 30.0
 

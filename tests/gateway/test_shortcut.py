@@ -16,7 +16,8 @@ from agentd.gateway.http.heads import KnownAnswers
 from agentd.gateway.identity import StaticIdentity
 from agentd.gateway.proxy import ServiceApp
 from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import ALICE, BOB, CALLERS, Answer, Client, Lab, Seen, body, echo, soon, tool
+from tests.gateway.harness import ALICE, BOB, CALLERS, Answer, Client, Lab, body, soon, tool
+from tests.gateway.upstream import Seen, echo
 
 GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add", "other"]}
 LEGACY = {"mcp-protocol-version": "2025-06-18"}

@@ -11,7 +11,8 @@ from agentd.gateway.http.limits import HttpLimits
 from agentd.gateway.identity import StaticIdentity
 from agentd.gateway.passage import Patience
 from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import ALICE, BOB, BOUND, CALLERS, Lab, Seen, body, modern, soon, tool
+from tests.gateway.harness import ALICE, BOB, BOUND, CALLERS, Lab, body, modern, soon, tool
+from tests.gateway.upstream import Seen
 
 FINAL = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[]}}'
 PROGRESS = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"message":"h\xc3\xa4\xe4\xb8\x96"}}'

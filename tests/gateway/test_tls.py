@@ -17,8 +17,9 @@ from controller.wire.mcp import HttpUpstream, Service
 from tests.gateway.agent import HELD, Agent, netmap, refused_at
 from tests.gateway.authority import NAME, Authority
 from tests.gateway.following import START, Gateway
-from tests.gateway.harness import ALICE, BOUND, STRANGER, Client, Lab, Running, Seen, free_port, soon, tool
+from tests.gateway.harness import ALICE, BOUND, STRANGER, Client, Lab, Running, free_port, soon, tool
 from tests.gateway.sdk_server import serving
+from tests.gateway.upstream import Seen
 
 Mode = Literal["legacy", "2026-07-28"]
 SLOW = HttpLimits(head_seconds=0.5, linger=0.2, tick=0.02)

@@ -18,8 +18,9 @@ import pytest
 from agentd.gateway.types import Code
 from tests.control import test_process as controllers
 from tests.control.test_agentd_stream import joined
-from tests.gateway.harness import Lab, Upstream, free_port, tool
+from tests.gateway.harness import Lab, free_port, tool
 from tests.gateway.test_process import Process
+from tests.gateway.upstream import Upstream
 
 PATIENCE = 60.0
 FIRST_CALLS, CALLS = 40, 60

@@ -8,7 +8,8 @@ import pytest
 
 from agentd.gateway.http import pool
 from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import BOUND, Lab, Seen, body, free_port, modern, soon, tool
+from tests.gateway.harness import BOUND, Lab, body, free_port, modern, soon, tool
+from tests.gateway.upstream import Seen
 
 RESULT = b'{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete"}}'
 
