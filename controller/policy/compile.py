@@ -14,8 +14,8 @@ from controller.wire.mcp import McpGrant, Service, ServiceName
 from controller.wire.netmap import Direction, Forward, Rule
 from controller.wire.relays import HOSTS
 
+from .allowances import services
 from .document import ANYONE, Document, Grant, McpRules, Reach, Selector
-from .parse import services
 from .prefixes import PrefixTable
 
 __all__ = ["CompiledPolicy", "Role", "View", "compile_policy", "mcp_grant"]

@@ -11,9 +11,9 @@ from typing import Final
 from controller.wire.netmap import Protocol
 from controller.wire.rest import AccessChange, PolicyDifference
 
+from .allowances import services
 from .document import Document, Reach, Selector
 from .model import Member
-from .parse import services
 from .population import Population
 from .ports import ALL_PORTS, Ports, format_ports, merge, without
 from .words import calls_in_words

@@ -15,8 +15,8 @@ from typing import Final
 from pydantic_core import to_jsonable_python
 
 from controller.wire.base import check_name, check_tag, check_user
-from controller.wire.netmap import PortRange, Protocol
 
+from .allowances import services
 from .document import (
     ANYONE,
     Allowance,
@@ -36,12 +36,11 @@ from .document import (
 )
 from .findings import Findings, suggestion
 from .mcp_reader import McpReader
-from .ports import Ports, merge
 from .reader import Reader
 from .service_reader import ServiceReader
 from .tree import Pairs, Text, Tree, read_tree
 
-__all__ = ["parse", "parse_grant", "parse_into", "services"]
+__all__ = ["parse", "parse_grant", "parse_into"]
 
 SECTIONS: Final = ("hosts", "tags", "groups", "services", "relays", "grants", "tests")
 RELAY_KEYS: Final = ("on",)
@@ -75,16 +74,6 @@ def parse_into(text: str, findings: Findings) -> Document:
 def parse_grant(tree: Tree, document: Document, findings: Findings) -> Grant | None:
     """One more grant, written as in a document and with the names that `document` declares. Notes faults."""
     return _Parser(findings).further_grant(tree, document)
-
-
-def services(ip: Sequence[Allowance]) -> tuple[tuple[Protocol, Ports], ...]:
-    """What entries of `ip` allow, by protocol, in the one order and form that everything else uses."""
-    found: dict[Protocol, list[PortRange]] = {}
-    for entry in ip:
-        protocols: tuple[Protocol, ...] = ("icmp", "tcp", "udp") if entry.protocol == "*" else (entry.protocol,)
-        for protocol in protocols:
-            found.setdefault(protocol, []).append(entry.ports)
-    return tuple(sorted((protocol, () if protocol == "icmp" else merge(ports)) for protocol, ports in found.items()))
 
 
 _Declared = Host | Tag | Group | Service | Region

@@ -9,8 +9,8 @@ from typing import Final
 from controller.wire.matching import compile_globs
 from controller.wire.netmap import PortRange, Protocol
 
+from .allowances import services
 from .document import ANYONE, Document, Grant, McpRules, Reach, Selector
-from .parse import services
 from .ports import covers, merge
 
 __all__ = ["shadowed"]

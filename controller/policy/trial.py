@@ -13,9 +13,9 @@ from controller.wire.calls import Refusal, judge
 from controller.wire.mcp import GatewayPolicy
 from controller.wire.netmap import AddressSet, Protocol
 
+from .allowances import services
 from .compile import mcp_grant
 from .document import Allowance, Call, Document, Selector, Test
-from .parse import services
 from .population import Population
 from .ports import Ports, covers, overlap
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -16,7 +17,9 @@ from controller.settings import Listen, Settings
 from controller.store.store import Store
 
 from .databases import postgresql_cluster
+from .hosts import Host, new_node
 from .stores import MESH
+from .streams import POLICY
 from .support import Client, MovableClock, opened
 
 
@@ -92,3 +95,24 @@ async def admin(controller: Running) -> AsyncIterator[Client]:
 async def anyone(controller: Running) -> AsyncIterator[Client]:
     async with Client(controller) as client:
         yield client
+
+
+@pytest.fixture
+async def put_policy(admin: Client) -> Callable[[str], Any]:
+    async def put(text: str) -> None:
+        current = await admin.get("/policy")
+        answer = await admin.put("/policy", json={"text": text}, headers={"if-match": current.headers["etag"]})
+        assert answer.is_success, answer.text
+
+    return put
+
+
+@pytest.fixture
+async def caller(admin: Client, anyone: Client, put_policy: Callable[[str], Any]) -> Host:
+    await put_policy(POLICY)
+    return await new_node(admin, anyone, "caller", tags=["tag:agents"])
+
+
+@pytest.fixture
+async def tool(admin: Client, anyone: Client) -> Host:
+    return await new_node(admin, anyone, "tool", tags=["tag:tools"])

@@ -13,8 +13,8 @@ from controller.wire.netmap import Netmap
 from controller.wire.stream import Serving
 
 from .hosts import Host
+from .streams import Agent, agent
 from .support import Client
-from .test_stream import Agent, agent
 
 GITHUB = '{on: [tag:tools], mcp: {upstream: "http://127.0.0.1:3000/mcp"}}'
 POLICY = f"""\

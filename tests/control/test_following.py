@@ -14,9 +14,9 @@ import pytest
 from controller.server import Running
 
 from .hosts import new_key, new_node
+from .streams import agent
 from .support import Client
 from .test_cli.bench import BIN
-from .test_stream import agent
 from .test_stream_denials import frame
 
 PATIENCE = 30.0  # seconds; starting the command alone takes one or two

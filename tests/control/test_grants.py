@@ -12,8 +12,8 @@ from controller.server import Running, running
 from controller.settings import Settings
 
 from .hosts import Host, new_node
+from .streams import agent
 from .support import Client, MovableClock
-from .test_stream import agent
 
 POLICY = """\
 groups: {callers: [tag:agents]}

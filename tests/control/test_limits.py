@@ -12,8 +12,8 @@ from controller.server import running
 from controller.settings import Settings
 
 from .hosts import Host, new_key, new_node
+from .streams import agent
 from .support import Client, trust
-from .test_stream import agent
 
 
 def is_too_many(response: httpx.Response) -> bool:

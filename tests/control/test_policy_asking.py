@@ -12,9 +12,9 @@ from controller.server import Running
 from controller.wire.asking import Answer, Ask, Judged
 
 from .hosts import Host
+from .streams import Agent, agent
 from .support import Client
 from .test_policy_use import POLICY, explain, put, two_nodes
-from .test_stream import Agent, agent
 
 Reply = Callable[[Ask], list[Answer]]
 

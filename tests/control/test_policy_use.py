@@ -11,9 +11,9 @@ from controller.server import Running
 from controller.wire.stream import Applied
 
 from .hosts import Host, new_node
+from .streams import agent, seen
 from .support import Client, MovableClock
 from .test_cli.bench import Cli
-from .test_stream import agent, seen
 
 POLICY = """\
 grants:

@@ -26,13 +26,13 @@ from .hosts import Host, new_key, new_node
 from .serving import POLICY as SERVICE_POLICY
 from .serving import all_healthy, held_by, is_healthy, server
 from .serving import until as service_until
+from .streams import POLICY, Agent, agent, node_id, patch
 from .support import Client, MovableClock
 from .test_agentd_stream import Agent as AgentdParts
 from .test_agentd_stream import connected, joined
 from .test_agentd_stream import until as agentd_until
 from .test_policy_use import put
 from .test_process import Process, serve
-from .test_stream import POLICY, Agent, agent, node_id, patch
 
 PATIENCE = 40.0  # seconds; a controller that died is missed after eight
 Databases = Callable[[], AbstractAsyncContextManager[str]]

@@ -19,9 +19,9 @@ from controller.wire.stream import Snapshot
 
 from .hosts import Host, make_csr, new_node
 from .serving import POLICY
+from .streams import agent, patch
 from .support import Client, MovableClock
 from .test_policy_use import put
-from .test_stream import agent, patch
 
 
 @pytest.fixture

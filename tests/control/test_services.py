@@ -18,10 +18,10 @@ from controller.settings import Settings
 
 from .hosts import Host, new_node, wireguard_key
 from .serving import GITHUB, POLICY, Server, all_healthy, held_by, is_healthy, move, server, until
+from .streams import agent, patch
 from .support import Client, MovableClock
 from .test_cli.bench import Cli
 from .test_policy_use import put
-from .test_stream import agent, patch
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from controller.settings import Settings
 from controller.wire.stream import Snapshot
 
 from .hosts import Host, new_node
+from .streams import agent
 from .support import Client
-from .test_stream import agent
 
 
 async def test_hosts_beyond_those_who_may_wait_are_told_when_to_come_back(settings: Settings, tmp_path: Path) -> None:

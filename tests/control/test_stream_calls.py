@@ -16,8 +16,8 @@ from controller.wire.stream import Calls, Recorded
 
 from .calls import SPOOL, ended, record
 from .hosts import new_node
+from .streams import Agent, agent, node_id
 from .support import Client
-from .test_stream import Agent, agent, node_id
 
 
 def calls(first: int, *records: CallRecord) -> str:

@@ -9,8 +9,8 @@ from controller.wire.denials import Denial
 from controller.wire.stream import Denials
 
 from .hosts import new_node
+from .streams import agent, node_id
 from .support import Client
-from .test_stream import agent, node_id
 
 MINUTE = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
 

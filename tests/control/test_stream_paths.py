@@ -12,8 +12,8 @@ from controller.wire.paths import MOST_PATHS, PathReport
 from controller.wire.stream import Paths
 
 from .hosts import new_node
+from .streams import agent, node_id
 from .support import Client
-from .test_stream import agent, node_id
 
 SINCE = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)
 

@@ -1,7 +1,7 @@
 """Gateway tests run on uvloop, as the gateway does, and leave no task, descriptor or warning behind."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -12,6 +12,7 @@ from tests.gateway.agent import Agent
 from tests.gateway.authority import Authority
 from tests.gateway.following import Gateway
 from tests.gateway.harness import Lab
+from tests.gateway.sdk_server import serving
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -49,6 +50,13 @@ async def gateway(tmp_path: Path, agent: Agent) -> AsyncIterator[Gateway]:
 @pytest.fixture
 def authority() -> Authority:
     return Authority()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of a real MCP server of both eras, one for all tests of a file."""
+    with serving() as url:
+        yield url
 
 
 def descriptors() -> set[int]:

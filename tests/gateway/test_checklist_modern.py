@@ -2,23 +2,15 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
 
 from agentd.gateway.types import AuditEvent, Code
 from tests.gateway.harness import ALICE, BOB, META, MODERN, Lab, body, modern, tool
-from tests.gateway.sdk_server import serving
 from tests.gateway.upstream import Seen
 
 BOBS_GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add", "count"]}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving() as url:
-        yield url
 
 
 async def test_a_call_is_answered(lab: Lab, server: str) -> None:

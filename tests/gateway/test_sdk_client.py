@@ -1,7 +1,6 @@
 """The real MCP SDK, client and server, with the gateway between them: every mode that its client has."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,15 +10,8 @@ from mcp.shared.exceptions import MCPError
 from agentd.gateway.types import AuditEvent, Code
 from tests.gateway import sdk_server
 from tests.gateway.harness import Lab, Running, soon
-from tests.gateway.sdk_server import serving
 
 MODES = ["auto", "legacy", "2026-07-28"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving() as url:
-        yield url
 
 
 def connect(running: Running, mode: str) -> Client:

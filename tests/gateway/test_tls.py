@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +17,10 @@ from tests.gateway.agent import HELD, Agent, netmap, refused_at
 from tests.gateway.authority import NAME, Authority
 from tests.gateway.following import START, Gateway
 from tests.gateway.harness import ALICE, BOUND, STRANGER, Client, Lab, Running, free_port, soon, tool
-from tests.gateway.sdk_server import serving
 from tests.gateway.upstream import Seen
 
 Mode = Literal["legacy", "2026-07-28"]
 SLOW = HttpLimits(head_seconds=0.5, linger=0.2, tick=0.02)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving() as url:
-        yield url
 
 
 async def served(lab: Lab, authority: Authority, tmp_path: Path, **more: object) -> tuple[Running, int]:
