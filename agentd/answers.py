@@ -72,7 +72,7 @@ from .state import NodeFile, StateDir
 from .telling import Telling
 from .tunnel_key import TunnelKey
 
-__all__ = ["Parts", "answer", "peers_now", "tell"]
+__all__ = ["Parts", "answer", "peers_now", "rotate", "tell"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ async def _about_peers(parts: Parts, request: PeersRequest | PathsRequest | Ping
 async def _act(parts: Parts, request: RecordsRequest | RotateKeyRequest | LeaveRequest) -> Answer:
     if isinstance(request, RecordsRequest):
         return await parts.records.ship(request)
-    return await (_rotate(parts) if isinstance(request, RotateKeyRequest) else parts.leave(request.force))
+    return await (rotate(parts) if isinstance(request, RotateKeyRequest) else parts.leave(request.force))
 
 
 async def _status(parts: Parts) -> Status:
@@ -339,7 +339,8 @@ async def _diff(parts: Parts) -> Diff:
     return Diff(operations=tuple(str(operation) for operation in planned))
 
 
-async def _rotate(parts: Parts) -> Rotated:
+async def rotate(parts: Parts) -> Rotated:
+    """Replace the WireGuard key, and tell the controller. Raises AgentError: the old key stands."""
     if parts.control.standing.phase is not Phase.STREAMING:
         raise AgentError("the controller is away, so no peer could learn the new key: try again when it is back")
     await parts.key.rotate()

@@ -19,7 +19,8 @@ from typing import Any, Final
 from controller.wire.paths import PathReport
 from controller.wire.stream import HostReport
 
-from .answers import Parts, answer, tell
+from . import put_back
+from .answers import Parts, answer, rotate, tell
 from .apply import Applier, Outcome
 from .asked import Asked
 from .config import Config
@@ -239,6 +240,7 @@ class _Daemon:
             self._control.run(),
             self._watch_drift(),
             self._watch_addresses(),
+            put_back.watch(partial(rotate, self._parts)),
             self._naming.run(),
             self._prober.run(),
             serve(server, self._answer, self._answered, gateway_user=gateway_uid(self._config)),

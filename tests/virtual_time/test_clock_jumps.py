@@ -1,0 +1,49 @@
+"""The clock of a whole mesh is put a day forward and back: real daemons, a real controller and the kernel's tunnel.
+
+Only in the guest, whose clock is its own. Clocks that differ are in `control/test_faults/test_clocks.py`.
+"""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import Lab, eventually
+from tests.lab.mesh import ALLOW_ALL, Agent, Controller
+
+DAY = 86400
+
+
+@pytest.fixture
+def mesh() -> Iterator[tuple[Controller, Agent, Agent]]:
+    with Lab() as lab:
+        net = lab.switch("net")
+        controller = Controller.start(lab.host("controller", net))
+        controller.put_policy(ALLOW_ALL)
+        a, b = (Agent.join(lab.host(name, net), controller.join_string()) for name in ("a", "b"))
+        eventually(lambda: reaches(a, b), timeout=60, interval=1)
+        yield controller, a, b
+
+
+def reaches(one: Agent, other: Agent) -> bool:
+    address = other.status()["addresses"][0]
+    return one.host.run("ping", "-n", "-c", "1", "-W", "2", address, check=False).returncode == 0
+
+
+def put_clock(seconds: float) -> None:
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
+
+
+def test_tunnels_streams_and_certificates_outlive_a_clock_that_is_put_a_day_forward_and_back(
+    mesh: tuple[Controller, Agent, Agent],
+) -> None:
+    controller, a, b = mesh
+    for days in (1, -1):
+        put_clock(days * DAY)
+        # Long enough for the kernel to make new keys for the tunnel: the old ones live three minutes.
+        end = time.monotonic() + 400
+        eventually(lambda end=end: time.monotonic() > end, timeout=1000, interval=200)
+        eventually(lambda: reaches(a, b) and reaches(b, a), timeout=600, interval=60, what=f"tunnel after {days} days")
+        for agent in (a, b):
+            eventually(lambda agent=agent: agent.status()["controller"]["phase"] == "streaming", 600, interval=60)
+        assert controller.node("a").online
