@@ -14,8 +14,7 @@ from controller.wire.mcp import Service
 from .answers import JSON, denial, error_body
 from .eras import MODERN_VERSIONS, Accepted, Refusal, classify, client_info, repeated_routing, trace_context
 from .gateway import Gateway, judged
-from .http.connection import Begun
-from .http.exchange import Exchange
+from .http.exchange import Begun, Exchange
 from .http.head import BadRequestError
 from .http.pool import HttpUpstream
 from .jsonrpc import INVALID_REQUEST, BodyError, Message, parse

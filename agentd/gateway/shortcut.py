@@ -8,7 +8,10 @@ is not as it was is left to `proxy`, before anything was done.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
+
+import orjson
 
 from controller.wire.mcp import Service
 
@@ -27,8 +30,10 @@ __all__ = ["Shortcuts"]
 log = logging.getLogger("agentd.gateway")
 
 _METHOD: Final = "tools/call"
-_MOST: Final = 4096  # callers' heads that are remembered
-_MOST_TOOLS: Final = 256  # of one of them
+# Callers choose what is remembered of them: it is bounded in number and size, to some 2 KB each.
+_MOST: Final = 8192  # tools behind callers' heads
+_LONGEST_NAME: Final = 256
+_LARGEST_META: Final = 2048  # bytes
 
 
 @value
@@ -43,14 +48,14 @@ class _Tool:
 class _Habit:
     """What one caller's requests with one head have in common. `head`: what goes upstream, up to the length.
 
-    `call` is the first of them; `tools` were all called behind this head, so it does not name another.
+    `like` is the first of them, without its arguments; `tools` were all called behind this head, so it names no other.
     """
 
     caller: Caller
     policy: Policy
     head: bytes
     session: str | None
-    call: Call
+    like: Call
     tools: dict[str, _Tool]
 
 
@@ -63,13 +68,14 @@ class Shortcuts:
         self._upstream = upstream
         self._trail = trail
         self._habits: dict[tuple[object, str], _Habit] = {}
+        self._learned = 0  # tools
 
     def begin(self, exchange: Exchange) -> "_Begun | None":
         """Pass the request on, if it is a call like one before. None: nothing was done."""
         habit = self._habits.get((exchange.head.kin, exchange.peer))
         if habit is None or not self._stands(habit, exchange):
             return None
-        call = self._call(exchange, habit.call)
+        call = self._call(exchange, habit.like)
         tool = habit.tools.get(call.name) if call is not None and call.name is not None else None
         if call is None or tool is None:
             return None
@@ -142,22 +148,23 @@ class Shortcuts:
     def learn(self, asked: Asked, request: UpstreamRequest, decision: Allow) -> None:
         """This call was allowed and recorded: the next one like it will be passed on at once."""
         kin, call, policy = asked.exchange.head.kin, request.call, self._gateway.policy
-        if kin is None or call is None or call.method != _METHOD or call.name is None or call.trace is not None:
+        if kin is None or call is None or not _is_usual(call):
             return
         allowance = policy.allowance(asked.caller, call, time.time())
-        forms = self._trail.forms(asked, call, decision, request.session)
-        if allowance is None or allowance.decision != decision or forms is None:
+        like = replace(call, arguments={}, body=b"", params={"_meta": call.params.get("_meta")})
+        forms = self._trail.forms(asked, like, decision, request.session)
+        if allowance is None or allowance.decision != decision or forms is None or call.name is None:
             return
+        if self._learned >= _MOST:
+            self._habits.clear()
+            self._learned = 0
         key = kin, asked.exchange.peer
         habit = self._habits.get(key)
-        if habit is None or habit.policy is not policy or habit.caller is not asked.caller or not _alike(habit, call):
-            if len(self._habits) >= _MOST:
-                self._habits.clear()
+        if habit is None or not self._stands(habit, asked.exchange) or not _speak_alike(habit.like, like):
             head = self._upstream.head_before_length(request)
-            habit = self._habits[key] = _Habit(asked.caller, policy, head, request.session, call, {})
-        if len(habit.tools) >= _MOST_TOOLS:
-            habit.tools.clear()
+            habit = self._habits[key] = _Habit(asked.caller, policy, head, request.session, like, {})
         habit.tools[call.name] = _Tool(allowance, forms)
+        self._learned += 1
 
     def _ended(self, asked: Asked, passage: Passage, habit: _Habit, tool: _Tool) -> None:
         """It is over, however it ended."""
@@ -165,12 +172,24 @@ class Shortcuts:
         self._trail.ended(asked, passage, tool.allowance.decision, habit.session, tool.forms)
 
 
-def _alike(habit: _Habit, call: Call) -> bool:
-    return speaks_alike(habit.call.params.get("_meta"), call.params.get("_meta"))
+def _is_usual(call: Call) -> bool:
+    """Is it a call that another can be like, and small enough to be remembered?"""
+    return (
+        call.method == _METHOD
+        and call.name is not None
+        and call.arguments is not None
+        and call.trace is None
+        and len(call.name) <= _LONGEST_NAME
+        and len(orjson.dumps(call.params.get("_meta"))) <= _LARGEST_META
+    )
+
+
+def _speak_alike(call: Call, other: Call) -> bool:
+    return speaks_alike(call.params.get("_meta"), other.params.get("_meta"))
 
 
 class _Begun:
-    """A call that was passed on (`http.connection.Begun`)."""
+    """A call that was passed on (`http.exchange.Begun`)."""
 
     __slots__ = ("_connection", "_ended", "_exchange", "_over", "_passage", "_response")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from agentd.gateway import shortcut
 from agentd.gateway.http.client import UpstreamConnection
-from agentd.gateway.http.connection import Begun
-from agentd.gateway.http.exchange import Exchange
+from agentd.gateway.http.exchange import Begun, Exchange
 from agentd.gateway.http.heads import KnownAnswers
 from agentd.gateway.identity import StaticIdentity
 from agentd.gateway.proxy import ServiceApp
@@ -431,3 +431,33 @@ async def test_a_call_that_is_cancelled_as_its_answer_comes_leaves_the_connectio
     assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], asyncio.CancelledError)
     assert not connection.closed
     connection.abort()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        tool("a" * 300),
+        (changed(meta={"io.modelcontextprotocol/clientInfo": {"name": "n" * 3000, "version": "1"}}), tool()[1]),
+        (tool()[0], {**tool()[1], "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}),
+    ],
+    ids=["a long name", "a large _meta", "a trace"],
+)
+async def test_what_would_fill_memory_or_differs_every_time_is_not_remembered(
+    lab: Lab, taken: list[Exchange], request_: tuple[bytes, dict[str, str]]
+) -> None:
+    client = await lab.client(await lab.gateway(await lab.upstream()))
+    for _ in range(4):
+        assert (await client.call(request_)).status == 200
+    assert not taken
+
+
+async def test_what_is_remembered_is_forgotten_before_it_fills_memory(
+    lab: Lab, taken: list[Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortcut, "_MOST", 3)
+    client = await lab.client(await lab.gateway(await lab.upstream()))
+    for number in range(5):
+        await warm(client, taken, legacy(f"tool{number}"))
+    before = len(taken)
+    assert (await client.call(legacy("tool0"))).status == 200
+    assert len(taken) == before

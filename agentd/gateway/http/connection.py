@@ -7,32 +7,20 @@ import asyncio
 import logging
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from .exchange import Exchange
+from .exchange import Begun, Exchange
 from .head import BadRequestError, RequestHead, check_request, render_head
 from .offers import body_parser
 
 if TYPE_CHECKING:
     from .server import Server
 
-__all__ = ["Begun", "Connection"]
+__all__ = ["Connection"]
 
 log = logging.getLogger("agentd.gateway.http")
-
-
-class Begun(Protocol):
-    """An exchange that was begun outside of the connection's task, and has not ended."""
-
-    def cancel(self) -> None:
-        """End it: nobody waits for it any more."""
-        ...
-
-    async def rest(self) -> None:
-        """Serve what is left of it, which must wait."""
-        ...
 
 
 class Connection(asyncio.Protocol):
@@ -40,34 +28,6 @@ class Connection(asyncio.Protocol):
 
     `fault`: what it did wrong by coming here at all, which is its only answer.
     """
-
-    __slots__ = (
-        "_begun",
-        "_current",
-        "_discarding",
-        "_drained",
-        "_fault",
-        "_handed_over",
-        "_head_bytes",
-        "_headers",
-        "_incoming",
-        "_loop",
-        "_now",
-        "_offered",
-        "_parser",
-        "_queue",
-        "_retired",
-        "_segment",
-        "_server",
-        "_task",
-        "_wanted",
-        "closed",
-        "deadline",
-        "limits",
-        "local",
-        "peer",
-        "transport",
-    )
 
     def __init__(self, server: "Server", fault: BadRequestError | None = None) -> None:
         self._server = server

@@ -7,7 +7,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..types import Headers
 from .head import BadRequestError, RequestHead, render_head
@@ -15,10 +15,22 @@ from .head import BadRequestError, RequestHead, render_head
 if TYPE_CHECKING:
     from .connection import Connection
 
-__all__ = ["Exchange"]
+__all__ = ["Begun", "Exchange"]
 
 _LAST_CHUNK = b"0\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Begun(Protocol):
+    """An exchange that was begun outside of the connection's task, and has not ended."""
+
+    def cancel(self) -> None:
+        """End it: nobody waits for it any more."""
+        ...
+
+    async def rest(self) -> None:
+        """Serve what is left of it, which must wait."""
+        ...
 
 
 class Exchange:

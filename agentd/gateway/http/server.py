@@ -9,9 +9,9 @@ import ssl
 from contextlib import suppress
 from typing import Protocol
 
-from .connection import Begun, Connection
+from .connection import Connection
 from .doorway import Doorway
-from .exchange import Exchange
+from .exchange import Begun, Exchange
 from .heads import KnownHeads
 from .limits import HttpLimits
 
