@@ -309,7 +309,7 @@ class _Daemon:
         return left
 
     async def _remove_more(self) -> list[str]:
-        names = [*await self._naming.end(), *await self._prober.unmap()]
+        names = [*await self._naming.end(), *await self._prober.mapping.end()]
         return [*names, *(await self._gateway.end() if self._gateway is not None else [])]
 
     def _serving_changed(self) -> None:

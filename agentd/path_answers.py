@@ -105,8 +105,8 @@ def netcheck(prober: Prober, netmap: Netmap | None, candidates: tuple[Endpoint, 
         candidates=candidates,
         reflexive=prober.reflexive,
         servers=servers,
-        mapped=prober.mapped,
-        remembered=prober.remembered,
+        mapped=prober.mapping.endpoint,
+        remembered=prober.keeping.lived,
         relays=tuple(
             RelayStatus(name=name, region=each.region, rtt=each.rtt, chosen=each.chosen)
             for each in prober.relays

@@ -5,9 +5,9 @@ Knows no sockets: the prober asks. What follows for the kernel is a route with t
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from controller.wire.base import Endpoint
 from controller.wire.netmap import NodeId
@@ -22,7 +22,11 @@ _AT_ONCE: Final = 16  # peers
 _PATIENCE: Final = 0.3  # seconds for an answer, and three round trips
 _MORE: Final = 10  # every so many looks, whether more passes than did
 
-AskPeer = Callable[[NodeId, Endpoint, int, float], Awaitable[float | None]]
+
+class AskPeer(Protocol):
+    """Asks a peer once, with a datagram of `size` bytes; the round trip time in seconds, None without an answer."""
+
+    async def __call__(self, node: NodeId, endpoint: Endpoint, *, patience: float, size: int) -> float | None: ...
 
 
 @dataclass(slots=True)
@@ -38,7 +42,7 @@ class PathMtu:
     """Sizes are of inner packets, in bytes."""
 
     def __init__(self, ask: AskPeer, whole: int, changed: Callable[[], None]) -> None:
-        """`ask`: peer, endpoint, size of the datagram, seconds of patience -> round trip time. `whole`: the link's."""
+        """`whole`: the link's own MTU. `changed` is called when `of` says something else."""
         self._ask, self._whole, self._changed = ask, whole, changed
         self._sizes: dict[NodeId, _Size] = {}
         self._wake = asyncio.Event()
@@ -80,7 +84,7 @@ class PathMtu:
         patience = max(_PATIENCE, 3 * size.rtt)
 
         async def passes(inner: int) -> bool:
-            return await self._ask(node, size.endpoint, wireguard_size(inner), patience) is not None
+            return await self._ask(node, size.endpoint, patience=patience, size=wireguard_size(inner)) is not None
 
         size.looks += 1
         first = self._whole if size.found is None or size.looks % _MORE == 0 else size.found

@@ -10,10 +10,10 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from controller.wire.base import Endpoint, PublicKey, split_endpoint
+from controller.wire.base import Endpoint, split_endpoint
 from controller.wire.netmap import Mesh, Netmap, NodeId, Peer
 from controller.wire.paths import PathKind
 from controller.wire.stun import Binding, StunError, decode, encode, is_authentic
@@ -22,11 +22,11 @@ from .binding import Keeping
 from .facts import OwnAddresses
 from .kernel.links import default_gateway
 from .mapping import PortMapping
+from .pairs import Pairs
 from .path_mtu import PathMtu
 from .path_report import Reached
 from .paths.checks import Checks, State, View
 from .paths.discovery import Discovery, NatKind, ServerView
-from .paths.pair import Pair, pair
 from .paths.prefer import Preference
 from .paths.relay_use import RelayUse, RelayView
 from .probe_socket import ProbeSocket
@@ -44,15 +44,6 @@ _INSIST: Final = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between two times that a c
 _SOFTWARE: Final = b"wardmesh agentd     "
 
 
-@dataclass(slots=True)
-class _Known:
-    """The peers of the map in force that have an agentd, and what is shared with those that were asked already."""
-
-    keys: dict[NodeId, PublicKey] = field(default_factory=dict)
-    pairs: dict[NodeId, tuple[PublicKey, bytes, Pair]] = field(default_factory=dict)
-    names: dict[bytes, NodeId] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class _Question:
     """Asked once, outside of the checks. `answer` becomes the time at which it came."""
@@ -64,7 +55,6 @@ class _Question:
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    private_key: Callable[[], bytes]
     changed: Callable[[], None]
     seen: Callable[[], None]
 
@@ -93,12 +83,12 @@ class Prober:
         self._links: _Links | None = None
         self._use = RelayUse(listen_port)
         self._prefer = Preference(own.chooser, self._use.through)
-        self._checks, self._discovery, self._known = Checks(self._prefer), Discovery(), _Known()
+        self._checks, self._discovery, self._pairs = Checks(self._prefer), Discovery(), Pairs()
         self._given: dict[NodeId, Endpoint | None] = {}
         self._questions: dict[bytes, _Question] = {}  # by transaction
-        self._sizes = PathMtu(self._ask_sized, mtu, self._tell_changed)
-        self._keeping = Keeping(self._keep)
-        self._mapping = PortMapping(listen_port, default_gateway, self._mapped)
+        self._sizes = PathMtu(self.ask, mtu, self._tell_changed)
+        self.keeping = Keeping(self._keep)
+        self.mapping = PortMapping(listen_port, default_gateway, self._mapped)
         self._fresh = (os.urandom(12) for _ in itertools.count())
         self._timer: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
@@ -111,7 +101,8 @@ class Prober:
         """`private_key` gives WireGuard's, which may be replaced; `changed` is called when peers are to be reached
         elsewhere than `choose` said, `seen` when this host is seen from elsewhere.
         """
-        self._links = _Links(private_key, changed, seen)
+        self._links = _Links(changed, seen)
+        self._pairs.connect(private_key)
 
     # --- what others ask ---
 
@@ -128,12 +119,7 @@ class Prober:
 
     def keepalive(self, peer: Peer) -> int:
         """Seconds between two of WireGuard's keepalives, 0 for none: only behind a NAT, as long as that remembers."""
-        return round(self._keeping.seconds) if peer.keepalive is not None else 0
-
-    @property
-    def remembered(self) -> float | None:
-        """Seconds, at least, that the NAT of this host remembers a silent flow; None when it was not measured."""
-        return self._keeping.lived
+        return round(self.keeping.seconds) if peer.keepalive is not None else 0
 
     def known_mtu(self, node: NodeId) -> int | None:
         """The same, for people."""
@@ -176,7 +162,7 @@ class Prober:
     def reached(self) -> list[Reached]:
         """How each peer with an agentd is reached now."""
         found = []
-        for node in self._known.keys:
+        for node in self._pairs.nodes:
             view = next((view for view in self._checks.views(node) if view.chosen), None)
             if view is None or view.state is State.SILENT:
                 found.append(Reached(node, "none", None, None, None))
@@ -195,7 +181,7 @@ class Prober:
 
         The question is at least `size` bytes of UDP payload, in one piece. Whatever comes of it changes no path.
         """
-        shared = self._pair(node)
+        shared = self._pairs.of(node)
         if shared is None:
             return None
         transaction, sent = next(self._fresh), self._now
@@ -222,10 +208,7 @@ class Prober:
             for peer in netmap.peers.values()
             if peer.kind == "agent"
         }
-        known = self._known
-        known.keys = {node: netmap.peers[node].public_key for node in peers}
-        for node in [node for node in known.pairs if node not in peers]:
-            del known.names[known.pairs.pop(node)[2].theirs]
+        self._pairs.adopt({node: netmap.peers[node].public_key for node in peers})
         self._given = {node: given for node, given in self._given.items() if node in netmap.peers}
         # The controller asks for keepalives of hosts behind a NAT, and of no others.
         self._checks.behind_nat = any(peer.keepalive is not None for peer in netmap.peers.values())
@@ -241,8 +224,8 @@ class Prober:
         self._prefer = Preference(self._own.chooser, self._use.through)
         self._checks.moved(self._prefer, self._now)
         self._resolve.set()
-        self._keeping.measure_again()
-        self._mapping.moved()
+        self.keeping.measure_again()
+        self.mapping.moved()
         self._schedule()
 
     async def run(self) -> None:
@@ -254,8 +237,8 @@ class Prober:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._ask_servers())
                 group.create_task(self._sizes.run())
-                group.create_task(self._keeping.run())
-                group.create_task(self._mapping.run())
+                group.create_task(self.keeping.run())
+                group.create_task(self.mapping.run())
         finally:
             loop.remove_reader(self._socket.fileno())
             for timer in filter(None, (self._timer, self._again)):
@@ -286,10 +269,9 @@ class Prober:
 
     def _introduce(self) -> None:
         """Make what is shared with each peer, a few at a time, so that whoever uses this relay is answered."""
-        unknown = (node for node in self._known.keys if node not in self._known.pairs)
-        some = list(itertools.islice(unknown, _AT_ONCE))
+        some = list(itertools.islice(self._pairs.unmade(), _AT_ONCE))
         for node in some:
-            self._pair(node)
+            self._pairs.of(node)
         if len(some) == _AT_ONCE:
             asyncio.get_running_loop().call_soon(self._introduce)
 
@@ -334,7 +316,7 @@ class Prober:
             request = Binding("request", question.transaction, software=_SOFTWARE)
             self._socket.send(encode(request), question.server)
         for probe in self._checks.due(self._fresh, now):
-            shared = self._pair(probe.peer)
+            shared = self._pairs.of(probe.peer)
             if shared is not None:
                 request = Binding("request", probe.transaction, username=shared.ours)
                 self._socket.send(encode(request, shared.key), probe.endpoint)
@@ -360,40 +342,22 @@ class Prober:
         self._schedule()
 
     def _asked(self, data: bytes, message: Binding, source: Endpoint) -> None:
-        node = self._known.names.get(message.username or b"")
-        shared = self._pair(node) if node is not None else None
-        if node is None or shared is None or shared.theirs != message.username:
-            return
-        if is_authentic(data, message, shared.key):
-            self._socket.send(encode(Binding("answer", message.transaction, mapped=source), shared.key), source)
-            self._checks.asked(node, source, self._now)
+        asker = self._pairs.asker(message.username)
+        if asker is not None and is_authentic(data, message, asker[1].key):
+            answer = Binding("answer", message.transaction, mapped=source)
+            self._socket.send(encode(answer, asker[1].key), source)
+            self._checks.asked(asker[0], source, self._now)
 
     def _answered(self, data: bytes, message: Binding, source: Endpoint) -> None:
         question = self._questions.get(message.transaction)
         node = question.node if question is not None else self._checks.whose(message.transaction)
-        shared = self._pair(node) if node is not None else None
+        shared = self._pairs.of(node) if node is not None else None
         if shared is None or not is_authentic(data, message, shared.key):
             return
         if question is None:
             self._checks.answered(message.transaction, source, self._now)
         elif question.endpoint == source and not question.answer.done():
             question.answer.set_result(self._now)
-
-    def _pair(self, node: NodeId) -> Pair | None:
-        """What is shared with a peer, made when it is first asked: thousands at once would take seconds."""
-        public = self._known.keys.get(node)
-        if public is None or self._links is None:
-            return None
-        private = self._links.private_key()
-        made = self._known.pairs.get(node)
-        if made is not None and made[:2] == (public, private):
-            return made[2]
-        if made is not None:
-            self._known.names.pop(made[2].theirs, None)
-        shared = pair(private, public)
-        self._known.pairs[node] = (public, private, shared)
-        self._known.names[shared.theirs] = node
-        return shared
 
     def _notice(self, before: Iterable[Endpoint]) -> None:
         """Tell those who want to know, when something that they were told is different."""
@@ -402,8 +366,8 @@ class Prober:
             if self._links is not None:
                 self._links.seen()
         if self._discovery.nat != "unknown":
-            self._keeping.behind_nat_of(self._discovery.translated_by)
-            self._mapping.want(self._discovery.translated_by is not None)
+            self.keeping.behind_nat_of(self._discovery.translated_by)
+            self.mapping.want(self._discovery.translated_by is not None)
         changed = self._checks.take_changed()
         for node in changed:
             for view in self._checks.views(node):
@@ -413,25 +377,13 @@ class Prober:
         if any(self._checks.chosen(node) is not None for node in moved):
             self._insist(_INSIST if self._use.relays.usable else _INSIST[-1:])
 
-    async def _ask_sized(self, node: NodeId, endpoint: Endpoint, size: int, patience: float) -> float | None:
-        return await self.ask(node, endpoint, patience=patience, size=size)
-
-    async def unmap(self) -> list[str]:
-        """Give the router's port back; what was done, for people."""
-        return await self._mapping.end()
-
-    @property
-    def mapped(self) -> Endpoint | None:
-        """The port of this host's router that leads here; None where there is none."""
-        return self._mapping.endpoint
-
     def _mapped(self) -> None:
-        self._discovery.forwarded = self._mapping.endpoint
+        self._discovery.forwarded = self.mapping.endpoint
         if self._links is not None:
             self._links.seen()
 
     def _keep(self) -> None:
-        self._checks.keep = self._keeping.seconds
+        self._checks.keep = self.keeping.seconds
         self._tell_changed()
 
     def _tell_changed(self) -> None:

@@ -52,14 +52,14 @@ def test_paths_between_hosts_whose_nats_map_each_destination_anew_are_direct_by_
         with introduce(lab, internet, *hosts) as (left, right):
             assert left.prober.nat == "endpoint-dependent"
             outside = f"{router.port(internet).address}:51820"
-            eventually(lambda: left.prober.mapped == outside, 30, what="the mapped port")
+            eventually(lambda: left.prober.mapping.endpoint == outside, 30, what="the mapped port")
             assert outside in left.prober.reflexive
             left.describe()
             left.meet(right)
             right.meet(left)
             eventually(lambda: right.works_directly(left), 60, what="the path by the mapped port")
             eventually(lambda: left.reaches(right), 30, what="an answer through the tunnel")
-            assert left.call(left.prober.unmap) == [f"gave the router's port {outside} back"]
+            assert left.call(left.prober.mapping.end) == [f"gave the router's port {outside} back"]
             assert "51820" not in router.run("nft", "list", "chain", "inet", "upnp", "mapped").stdout
 
 
@@ -71,4 +71,4 @@ def test_paths_behind_a_nat_that_maps_no_ports_are_found_as_before() -> None:
             left.meet(right)
             right.meet(left)
             eventually(lambda: left.works_directly(right), 60, what="a path")
-            assert left.prober.mapped is None
+            assert left.prober.mapping.endpoint is None

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, ExitStack
 import pytest
 
 from agentd.facts import OwnAddresses
+from agentd.paths.pair import pair
 from agentd.probe_socket import ProbeSocket
 from agentd.probing import Prober
 from controller.settings import Listen
@@ -88,7 +89,7 @@ async def test_paths_questions_without_a_key_get_no_answer() -> None:
             left.meet(right)
             right.meet(left)
             await until(lambda: left.prober.paths("n2") and left.prober.paths("n2")[0].chosen)
-            name = right.prober._known.pairs["n1"][2].ours  # what an eavesdropper knows
+            name = pair(right.member.private_key, left.member.public_key).ours  # what an eavesdropper knows
             for key in (None, b"a guess"):
                 stranger.send(encode(Binding("request", os.urandom(12), username=name), key), left.member.endpoints[0])
             # What is asked later is answered: the ones before were read, and were not.

@@ -22,7 +22,7 @@ class Path:
         self.asked.append(size)
         return size <= self.largest and self._random.random() >= self.loss
 
-    async def ask(self, node: str, endpoint: str, size: int, patience: float) -> float | None:
+    async def ask(self, node: str, endpoint: str, *, patience: float, size: int) -> float | None:
         assert (node, endpoint) == ("n2", THERE)
         assert patience > 0
         return 0.01 if await self.passes(size - wireguard_size(0)) else None
