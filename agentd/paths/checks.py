@@ -231,7 +231,7 @@ class Checks:
         """The last round trip time (seconds) of the path in use; None for a peer that does not answer there now."""
         peer = self._peers.get(node)
         path = peer.paths.get(peer.chosen) if peer is not None and peer.chosen is not None else None
-        if path is None or path.state not in {State.WORKING, State.DOUBTED} or len(path.open) > _ALARM:
+        if path is None or path.state not in {State.WORKING, State.DOUBTED} or len(path.open) >= _ALARM:
             return None
         return path.rtt
 

@@ -18,7 +18,7 @@ __all__ = ["RelayUse", "RelayView"]
 
 # Seconds between two questions: that the home is lost must be known within seconds, as peers may be reached by it.
 _HOME: Final = 1.0
-_SPARE: Final = 5.0
+_SPARE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)

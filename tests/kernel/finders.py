@@ -19,7 +19,22 @@ from tests.kernel.maps import MESH, Member, netmap, with_relays
 from tests.kernel.nodes import OnHost
 from tests.lab import Host, Lab, Switch, eventually
 
-__all__ = ["Finder", "Stun", "behind_one_carrier", "finders", "introduce", "place"]
+__all__ = ["KINDS", "PORT", "Finder", "Stun", "behind_one_carrier", "finders", "in_theory", "introduce", "place"]
+
+# What is between a host and the internet. NATs are named by whose packets they let in that nobody inside asked for
+# (RFC 4787 section 5); all map every destination alike (section 4.1), but for the last kind.
+KINDS = {
+    "public": "public",
+    "ipv6": "IPv6 only",
+    "independent": "NAT, lets in anybody",
+    "address": "NAT, by address",
+    "port": "NAT, by address and port",
+    "double": "NAT behind NAT",
+    "firewall": "firewall of its own",
+    "symmetric": "NAT, maps each anew",
+}
+# Who lets in a packet from a port that it has sent nothing to, if it has sent something to its host.
+OPEN = {"public", "ipv6", "independent", "address"}
 
 PORT = 51820
 # A NAT of `lab.nat` filters by address and port. These let more in, to the one host that is inside.
@@ -39,6 +54,11 @@ table inet distrust {
   }
 }
 """
+
+
+def in_theory(one: str, other: str) -> bool:
+    """True when a direct path can be found: a port that changes with each destination cannot be told to the other."""
+    return not ((one == "symmetric" and other not in OPEN) or (other == "symmetric" and one not in OPEN))
 
 
 def place(lab: Lab, internet: Switch, kind: str, name: str) -> Host:

@@ -8,30 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.finders import behind_one_carrier, finders, introduce, place
+from tests.kernel.finders import KINDS, behind_one_carrier, finders, in_theory, introduce, place
 from tests.lab import Lab, eventually
 from tests.lab.mesh import ALLOW_ALL, Agent, Controller
 
 README = Path(__file__).parents[1] / "README.md"
-# What is between a host and the internet. NATs are named by whose packets they let in that nobody inside asked for
-# (RFC 4787 section 5); all map every destination alike (section 4.1), but for the last kind.
-KINDS = {
-    "public": "public",
-    "ipv6": "IPv6 only",
-    "independent": "NAT, lets in anybody",
-    "address": "NAT, by address",
-    "port": "NAT, by address and port",
-    "double": "NAT behind NAT",
-    "firewall": "firewall of its own",
-    "symmetric": "NAT, maps each anew",
-}
-# Who lets in a packet from a port that it has sent nothing to, if it has sent something to its host.
-OPEN = {"public", "ipv6", "independent", "address"}
-
-
-def in_theory(one: str, other: str) -> bool:
-    """True when a direct path can be found: a port that changes with each destination cannot be told to the other."""
-    return not ((one == "symmetric" and other not in OPEN) or (other == "symmetric" and one not in OPEN))
 
 
 def written(direct: Callable[[str, str], bool]) -> str:
