@@ -235,7 +235,7 @@ def _bind(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     try:
         # [::] takes IPv4 too, as people expect of "everywhere"; a particular IPv6 address does not.
-        return socket.create_server(
+        listening = socket.create_server(
             (listen.host, listen.port), family=family, backlog=_BACKLOG, dualstack_ipv6=listen.host == "::"
         )
     except OSError as error:
@@ -246,6 +246,10 @@ def _bind(settings: Settings) -> socket.socket:
         }
         reason = reasons.get(error.errno or 0, error.strerror or str(error))
         raise SettingsError(f"cannot listen on {listen}: {reason}; choose with --listen ADDRESS:PORT") from error
+    # Connections inherit it. uvloop would set it, asyncio does not on a socket that was made without a protocol number:
+    # an answer in two segments then waits for the client's delayed acknowledgement, 40 ms.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _default_url(settings: Settings, port: int) -> str:
