@@ -53,6 +53,7 @@ class Telling:
         self._serving = serving
         self._paths = paths
         self._changed = asyncio.Event()
+        self._other_peers = asyncio.Event()
         self._denied_more = asyncio.Event()
         self._drifted = asyncio.Event()
         self._serving_changed = asyncio.Event()
@@ -66,6 +67,7 @@ class Telling:
     def changed(self) -> None:
         """Something that the controller should know may have changed: the host's report, or what is in force."""
         self._changed.set()
+        self._other_peers.set()
 
     def drifted(self, what: str) -> None:
         """Somebody changed what agentd made; the controller is told, later when it is away."""
@@ -149,12 +151,19 @@ class Telling:
         told: tuple[PathReport, ...] = ()
         with suppress(ConnectionClosed):  # the receiver reports it
             while True:
+                self._other_peers.clear()  # before looking
+                if not told and not self._has_peers():
+                    await self._other_peers.wait()
+                    continue
                 await asyncio.sleep(_PATHS_EVERY)
                 found = self._paths()
                 if is_news(told, found):
                     told = found
                     await send(Paths(paths=found))
                     await asyncio.sleep(_PATHS_APART - _PATHS_EVERY)
+
+    def _has_peers(self) -> bool:
+        return self._applier.in_force is not None and bool(self._applier.in_force.peers)
 
     def _is_answer(self, outcome: Outcome) -> bool:
         """False for the outcome of a map that this connection did not bring."""
