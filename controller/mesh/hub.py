@@ -24,6 +24,7 @@ from controller.wire.stream import Applied, Ask, Bye, Controllers, Hello, HostRe
 from .connection import Connection
 from .dirty import Affected, Dirty, merged
 from .elsewhere import Elsewhere, Replica, Word
+from .farewells import DISABLED, REMOVED, REPLACED, SHUTDOWN
 from .log import RevisionLog
 from .past import Past
 from .presence import Presence
@@ -36,17 +37,6 @@ _FAREWELL: Final = 5.0  # seconds that agents get to read a Bye at shutdown
 _LONGEST_TIMER: Final = 86400.0
 _LAG: Final = 100  # revisions; what is known of before a start reaches back for some hundreds
 _BROUGHT_UP: Final = 250  # hosts at a time
-
-_REMOVED: Final = Bye(
-    reason="removed", detail="this node is no member of the mesh: join again with a new join string", retry=False
-)
-_DISABLED: Final = Bye(reason="disabled", detail="an administrator disabled this node; it may be enabled again")
-_REPLACED: Final = Bye(
-    reason="replaced",
-    detail="another agentd connected with this node's identity: if that was not a restart, two hosts share one state"
-    " directory, and one of them must join again",
-)
-_SHUTDOWN: Final = Bye(reason="shutdown", detail="the controller is stopping; the mesh keeps working without it")
 
 
 class RefusedError(Exception):
@@ -226,7 +216,7 @@ class Hub:
             self._expiry.cancel()
         connections = list(self._connections.values())
         for connection in connections:
-            connection.dismiss(_SHUTDOWN)
+            connection.dismiss(SHUTDOWN)
         waits = [asyncio.create_task(connection.finished()) for connection in connections]
         if waits:
             _, late = await asyncio.wait(waits, timeout=_FAREWELL)
@@ -271,7 +261,7 @@ class Hub:
         for node_id in words.keys() & self._connections.keys():
             found, since = self.elsewhere.online(node_id), self.here(node_id).since
             if found is not None and since is not None and found[0].since > since:
-                self._connections[node_id].dismiss(_REPLACED)
+                self._connections[node_id].dismiss(REPLACED)
 
     # The streams' side
 
@@ -282,7 +272,7 @@ class Hub:
     def admit(self, node_id: NodeId) -> None:
         """Raises RefusedError when the node may not open a stream now."""
         if self._is_closing:
-            raise RefusedError(_SHUTDOWN)
+            raise RefusedError(SHUTDOWN)
         bye = self._barred(node_id)
         if bye is not None:
             raise RefusedError(bye)
@@ -297,7 +287,7 @@ class Hub:
         connection = self._open(node_id, hello)
         older = self._connections.get(node_id)
         if older is not None:
-            older.dismiss(_REPLACED)
+            older.dismiss(REPLACED)
         self._connections[node_id] = connection
         if self._controllers.urls:
             connection.controllers(self._controllers)
@@ -370,8 +360,8 @@ class Hub:
     def _barred(self, node_id: NodeId) -> Bye | None:
         record = self._loaded().record(node_id)
         if record is None or record.kind == "static":
-            return _REMOVED
-        return _DISABLED if record.state == "disabled" else None
+            return REMOVED
+        return DISABLED if record.state == "disabled" else None
 
     def _dismiss_if_barred(self, node_id: NodeId) -> None:
         connection = self._connections.get(node_id)
