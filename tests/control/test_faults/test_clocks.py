@@ -23,7 +23,8 @@ GRANT = {"from": ["caller"], "to": ["tool"], "ip": ["tcp:22"], "ttl": HOUR, "rea
 @pytest.fixture(autouse=True)
 def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both look at their clocks within a moment, not within a minute."""
-    monkeypatch.setattr("controller.server._TIDY_EVERY", 0.05)
+    for pause in ("_SOON", "_SELDOM"):
+        monkeypatch.setattr(f"controller.tidying.{pause}", 0.05)
     monkeypatch.setattr("agentd.apply._LOOK_AT_CLOCK", 0.05)
 
 
