@@ -18,7 +18,7 @@ import pytest
 from agentd.gateway.types import Code
 from controller.wire.call_records import CallEntry
 from controller.wire.services import CallQuestion
-from tests.kernel.gateway_world import SLOW, Tools, World, lines
+from tests.kernel.gateway_world import SLOW, Caller, Tools, World, lines
 from tests.lab import eventually
 from tests.lab.processes import Process
 
@@ -138,6 +138,23 @@ def test_a_host_without_a_grant_reaches_nobody(world: World) -> None:
         client.settimeout(2)
         with pytest.raises(OSError, match=r"timed out|Operation not permitted|unreachable"):
             client.connect((address_of(world), 80))
+
+
+def dns_answer(caller: Caller, name: str) -> bytes:
+    """What the agentd of the caller's host says when it is asked for the IPv4 address of a name."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    with caller.agent.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(SLOW)
+        client.connect(("127.0.0.1", 5354))
+        client.send(b"\0\1\1\0\0\1\0\0\0\0\0\0" + labels + b"\0\0\1\0\1")
+        return client.recv(512)
+
+
+def test_dns_answers_for_a_service_on_hosts_that_may_call_it_alone(world: World) -> None:
+    found = dns_answer(world.caller, "github.mesh.internal")
+    assert (found[3] & 0xF, found[-4:]) == (0, socket.inet_aton(address_of(world)))
+    assert dns_answer(world.outsider, "github.mesh.internal")[3] & 0xF == 3, "the outsider was told of the service"
+    assert dns_answer(world.outsider, "outsider.mesh.internal")[3] & 0xF == 0
 
 
 def begin_counting(world: World, name: str, mode: str) -> tuple[Process, Tools]:
