@@ -1,6 +1,8 @@
 """NAT-PMP messages as bytes (RFC 6886): how a host asks its router for a port of the router's. Pure.
 
-Four fields and two questions; PCP (RFC 6887) routers answer it too, and the libraries for it on PyPI are not kept.
+Two questions of a few fields each. PyPI has two libraries, NAT-PMP (1.3.2, of 2021; needs netifaces, which is no longer
+maintained) and py-natpmp (0.2.5, of 2023): both wait for the answer in select(), which an event loop must not.
+PCP (RFC 6887), on the same port, is not spoken.
 """
 
 import ipaddress
