@@ -14,11 +14,10 @@ from typing import Final
 
 from pydantic_core import to_jsonable_python
 
-from controller.wire.base import check_name, check_tag, check_user
+from controller.wire.base import check_name, check_user
 
 from .allowances import services
 from .document import (
-    ANYONE,
     Allowance,
     Call,
     Document,
@@ -36,7 +35,7 @@ from .document import (
 )
 from .findings import Findings, suggestion
 from .mcp_reader import McpReader
-from .reader import Reader
+from .selector_reader import SelectorReader
 from .service_reader import ServiceReader
 from .tree import Pairs, Text, Tree, read_tree
 
@@ -46,10 +45,6 @@ SECTIONS: Final = ("hosts", "tags", "groups", "services", "relays", "grants", "t
 RELAY_KEYS: Final = ("on",)
 GRANT_KEYS: Final = ("from", "to", "ip", "mcp", "note", "expires")
 TEST_KEYS: Final = ("from", "to", "accept", "deny")
-_NOT_HERE: Final = {
-    "svc": " can only stand in 'to': here, name the nodes (tag:, node:, host:, group: or *)",
-    "user": ": 'user' is no kind of selector: users own tags, and traffic comes from nodes",
-}
 _MAX_NOTE: Final = 500
 _MAX_TESTS: Final = 1000  # each may look at every pair of nodes
 
@@ -79,15 +74,11 @@ def parse_grant(tree: Tree, document: Document, findings: Findings) -> Grant | N
 _Declared = Host | Tag | Group | Service | Region
 
 
-class _Parser(Reader):
+class _Parser(SelectorReader):
     def __init__(self, findings: Findings) -> None:
         super().__init__(findings)
-        self._hosts: dict[str, Host] = {}
-        self._tags: dict[str, Tag] | None = None
         self._groups: dict[str, Group] = {}
-        self._group_names: set[str] = set()
         self._services: dict[str, Service] = {}
-        self._service_names: set[str] = set()
         self._regions: dict[str, Region] = {}
         self._calls = McpReader(findings)
         self._grant_ids: Counter[str] = Counter()
@@ -98,7 +89,7 @@ class _Parser(Reader):
         for key, value in self._section(sections, "hosts"):
             self._host(key, value)
         groups = self._section(sections, "groups")
-        self._group_names = {name for key, _ in groups if (name := _strip(key.value, "group:"))}
+        self._group_names = {name for key, _ in groups if (name := key.value.removeprefix("group:"))}
         if "tags" in sections:
             self._tags = {}
             for key, value in self._section(sections, "tags"):
@@ -106,7 +97,7 @@ class _Parser(Reader):
         for key, value in groups:
             self._group(key, value)
         services = self._section(sections, "services")
-        self._service_names = {_strip(key.value, "svc:") for key, _ in services}
+        self._service_names = {key.value.removeprefix("svc:") for key, _ in services}
         self._read_services(services)
         for key, value in self._section(sections, "relays"):
             self._region(key, value)
@@ -216,7 +207,7 @@ class _Parser(Reader):
 
     def _declared(self, key: Text, prefix: str, known: Mapping[str, _Declared]) -> str | None:
         """The name that a key declares; `tag:web` and `web` are the same key of `tags`, and so for the others."""
-        stripped = Text(_strip(key.value, prefix), key.place)
+        stripped = Text(key.value.removeprefix(prefix), key.place)
         name = self.checked(stripped, check_name, "name")
         if name is None:
             return None
@@ -228,76 +219,6 @@ class _Parser(Reader):
             first = self._hosts[name].place.line
             self.findings.error("ambiguous", f"{name!r} is also a host (line {first}): rename one", key.place)
         return name
-
-    # Selectors
-
-    def _target(self, text: Text) -> Selector | None:
-        """A selector of `to`, where services may stand, too."""
-        kind, colon, name = text.value.partition(":")
-        if kind != "svc" or not colon:
-            return self._selector(text)
-        checked = self.checked(Text(name, text.place), check_name, "selector")
-        if checked is not None and checked not in self._service_names:
-            near = suggestion(checked, self._service_names)
-            self.findings.error("unknown-service", f"there is no service {checked!r}{near}", text.place)
-            return None
-        return None if checked is None else Selector("svc", checked, text.place)
-
-    def _selector(self, text: Text) -> Selector | None:
-        value = text.value
-        if value == ANYONE:
-            return Selector("any", "", text.place)
-        kind, colon, name = value.partition(":")
-        if not colon:
-            return self._bare(text)
-        if kind == "tag":
-            return self._tag_selector(text)
-        if kind in ("node", "host", "group"):
-            return self._named(kind, Text(name, text.place))
-        if kind in _NOT_HERE:
-            self.findings.error("selector", f"{value!r}{_NOT_HERE[kind]}", text.place)
-            return None
-        near = suggestion(kind, ("tag", "node", "host", "group", "svc"))
-        self.findings.error(
-            "selector",
-            f"{value!r}: {kind!r} is no kind of selector{near}; use tag:, node:, host:, group:, svc: or *",
-            text.place,
-        )
-        return None
-
-    def _tag_selector(self, text: Text) -> Selector | None:
-        tag = self.checked(text, check_tag, "selector")
-        if tag is None:
-            return None
-        name = _strip(tag, "tag:")
-        if self._tags is not None and name not in self._tags:
-            near = suggestion(tag, (f"tag:{known}" for known in self._tags))
-            self.findings.error("unknown-tag", f"{tag!r} is not declared under tags{near}", text.place)
-            return None
-        return Selector("tag", name, text.place)
-
-    def _named(self, kind: str, text: Text) -> Selector | None:
-        name = self.checked(text, check_name, "selector")
-        if name is None:
-            return None
-        if kind == "node":
-            return Selector("node", name, text.place)
-        known: set[str] = set(self._hosts) if kind == "host" else self._group_names
-        if name not in known:
-            near = suggestion(name, known)
-            self.findings.error(f"unknown-{kind}", f"there is no {kind} {name!r}{near}", text.place)
-            return None
-        return Selector("host" if kind == "host" else "group", name, text.place)
-
-    def _bare(self, text: Text) -> Selector | None:
-        name = self.checked(text, check_name, "selector")
-        if name is None:
-            return None
-        if name in self._hosts:
-            return Selector("host", name, text.place, bare=True)
-        if name in self._group_names:
-            return Selector("group", name, text.place, bare=True)
-        return Selector("node", name, text.place, bare=True)
 
     # Grants and tests
 
@@ -396,10 +317,6 @@ class _Parser(Reader):
             return self.one_or_more(fields[key], key, self.allowance)
         self._speak_mcp(to)
         return self._calls.calls(fields[key], key)
-
-
-def _strip(value: str, prefix: str) -> str:
-    return value.removeprefix(prefix)
 
 
 def _network(value: str) -> Network:
