@@ -4,8 +4,9 @@ Types are those that SQLite and PostgreSQL share; JSON is kept as text, so that 
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -95,7 +96,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {  # noqa: RUF012  SQLAlchemy reads it from the class
+    type_annotation_map: ClassVar[Mapping[Any, Any]] = {
         datetime: UtcDateTime(),
         list[str]: JsonText(),
         dict[str, Any]: JsonText(),

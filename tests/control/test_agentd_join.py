@@ -172,7 +172,7 @@ async def test_a_duplicate_name_is_refused(admin: Client, host: Host, other: Hos
         ("x" * 64, "is not a DNS label"),
         ("", "is not a DNS label"),
         ("d\u0430tabase", r"U\+0430"),
-        ("db１", "only looks like a plain letter"),  # noqa: RUF001
+        ("db\uff11", "only looks like a plain letter"),
     ],
 )
 def test_a_host_name_that_is_no_label_says_what_to_pass(hostname: str, reason: str) -> None:
