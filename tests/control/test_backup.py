@@ -20,9 +20,9 @@ from controller.settings import Listen, Settings
 from controller.state_dir import StateDirError
 from controller.store.engine import StoreError
 
+from .agents import allow_all, connected, eventually_in_force, joined, until
 from .hosts import new_node
 from .support import Client, MovableClock
-from .test_agentd_stream import allow_all, connected, eventually_in_force, joined, until
 from .test_process import client, run, serve
 
 LISTEN = Listen("127.0.0.1", 0)

@@ -22,15 +22,15 @@ from controller.server import Running, running
 from controller.settings import Listen, Settings
 from controller.wire.stream import Applied, DeltaFrame
 
+from .agents import Agent as AgentdParts
+from .agents import connected, joined
+from .agents import until as agentd_until
 from .hosts import Host, new_key, new_node
 from .serving import POLICY as SERVICE_POLICY
 from .serving import all_healthy, held_by, is_healthy, server
 from .serving import until as service_until
 from .streams import POLICY, Agent, agent, node_id, patch
 from .support import Client, MovableClock
-from .test_agentd_stream import Agent as AgentdParts
-from .test_agentd_stream import connected, joined
-from .test_agentd_stream import until as agentd_until
 from .test_policy_use import put
 from .test_process import Process, serve
 

@@ -8,6 +8,8 @@ import psutil
 import pytest
 import uvloop
 
+from agentd.gateway.http.exchange import Begun, Exchange
+from agentd.gateway.proxy import ServiceApp
 from tests.gateway.agent import Agent
 from tests.gateway.authority import Authority
 from tests.gateway.following import Gateway
@@ -29,6 +31,22 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     finally:
         await made.close()
     await settle(before)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Exchange]:
+    """What took the shortcut."""
+    found: list[Exchange] = []
+    begin = ServiceApp.begin
+
+    def counted(app: ServiceApp, exchange: Exchange) -> Begun | None:
+        begun = begin(app, exchange)
+        if begun is not None:
+            found.append(exchange)
+        return begun
+
+    monkeypatch.setattr(ServiceApp, "begin", counted)
+    return found
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Calls like one before are passed on without a task: no less is looked at, and nothing else comes out.
+"""Calls like one before are passed on without a task: each is judged, recorded and answered as itself.
 
 `warm` sends a call until the next one like it takes the shortcut; `taken` counts those that did.
 """
@@ -11,46 +11,15 @@ import pytest
 
 from agentd.gateway import shortcut
 from agentd.gateway.http.client import UpstreamConnection
-from agentd.gateway.http.exchange import Begun, Exchange
+from agentd.gateway.http.exchange import Exchange
 from agentd.gateway.http.heads import KnownAnswers
 from agentd.gateway.identity import StaticIdentity
-from agentd.gateway.proxy import ServiceApp
 from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import ALICE, BOB, CALLERS, Answer, Client, Lab, body, soon, tool
+from tests.gateway.harness import ALICE, BOB, CALLERS, Answer, Lab, body, soon, tool
 from tests.gateway.upstream import Seen, echo
+from tests.gateway.warming import LEGACY, changed, legacy, warm
 
 GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add", "other"]}
-LEGACY = {"mcp-protocol-version": "2025-06-18"}
-
-
-@pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[Exchange]:
-    """What took the shortcut."""
-    found: list[Exchange] = []
-    begin = ServiceApp.begin
-
-    def counted(app: ServiceApp, exchange: Exchange) -> Begun | None:
-        begun = begin(app, exchange)
-        if begun is not None:
-            found.append(exchange)
-        return begun
-
-    monkeypatch.setattr(ServiceApp, "begin", counted)
-    return found
-
-
-async def warm(client: Client, taken: list[Exchange], request: tuple[bytes, dict[str, str]] | None = None) -> None:
-    """The next request with this head takes the shortcut, if nothing forbids it."""
-    for _ in range(4):
-        before = len(taken)
-        assert (await client.call(request or tool())).status == 200
-        if len(taken) > before:
-            return
-    raise AssertionError("no call took the shortcut")
-
-
-def legacy(name: str = "add", number: object = 1, **headers: str) -> tuple[bytes, dict[str, str]]:
-    return body("tools/call", number, None, name=name, arguments={}), {**LEGACY, **headers}
 
 
 async def test_each_call_is_passed_answered_and_recorded_as_itself(lab: Lab, taken: list[Exchange]) -> None:
@@ -173,69 +142,6 @@ async def test_a_rate_is_counted_for_every_call(lab: Lab, taken: list[Exchange])
     assert not taken
 
 
-def changed(**changes: Any) -> bytes:
-    message = json.loads(tool()[0])
-    message["params"] |= changes.pop("params", {})
-    message["params"]["_meta"] |= changes.pop("meta", {})
-    return json.dumps({**message, **changes}, separators=(",", ":")).encode()
-
-
-GOOD = tool()[0]
-REFUSED = {
-    "another tool than the head's": (changed(params={"name": "other"}), 400, -32020),
-    "another method than the head's": (changed(method="tools/list"), 400, -32020),
-    "another version than the head's": (changed(meta={"io.modelcontextprotocol/protocolVersion": "x"}), 400, -32020),
-    "a repeated key": (GOOD.replace(b'"id":1', b'"id":1,"id":2'), 400, -32600),
-    "a key in another case": (GOOD.replace(b'"id":1', b'"id":1,"Method":"x"'), 400, -32600),
-    "a batch": (b"[" + GOOD + b"]", 400, -32600),
-    "no id": (GOOD.replace(b'"id":1,', b""), 400, -32600),
-    "no JSON": (GOOD[:-1], 400, -32700),
-    "invalid UTF-8": (GOOD.replace(b'"add"', b'"\xff"'), 400, -32700),
-    "too deep": (changed(params={"arguments": {"a": json.loads("[" * 70 + "]" * 70)}}), 400, -32600),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-async def test_a_body_is_read_as_strictly_behind_a_known_head(lab: Lab, taken: list[Exchange], name: str) -> None:
-    data, status, code = REFUSED[name]
-    upstream = await lab.upstream()
-    running = await lab.gateway(upstream)
-    client = await lab.client(running)
-    await warm(client, taken)
-    seen = len(upstream.seen)
-    answer = await client.ask("POST", data, tool()[1])
-    assert (answer.status, answer.code) == (status, code)
-    assert len(upstream.seen) == seen
-
-
-SMUGGLED = {
-    "a second length": lambda head: head.replace(b"\r\n\r\n", b"\r\ncontent-length: 5\r\n\r\n"),
-    "a coding as well": lambda head: head.replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n"),
-    "a length with a sign": lambda head: head.replace(b"content-length: ", b"content-length: +"),
-    "a folded line": lambda head: head.replace(b"\r\n\r\n", b"\r\n folded\r\n\r\n"),
-    "a bare line feed": lambda head: head.replace(b"\r\n\r\n", b"\n\r\n"),
-    "another host": lambda head: head.replace(b"host: 127", b"host: 128"),
-    "a foreign origin": lambda head: head.replace(b"\r\n\r\n", b"\r\norigin: https://evil.example\r\n\r\n"),
-}
-
-
-@pytest.mark.parametrize("name", SMUGGLED)
-async def test_a_head_that_differs_from_a_known_one_is_not_taken_for_it(
-    lab: Lab, taken: list[Exchange], name: str
-) -> None:
-    upstream = await lab.upstream()
-    running = await lab.gateway(upstream)
-    client = await lab.client(running)
-    await warm(client, taken)
-    seen, data = len(upstream.seen), tool()[0]
-    lines = {"content-type": "application/json", "host": client.host, "accept": "application/json, text/event-stream"}
-    lines |= {**tool()[1], "content-length": str(len(data))}
-    head = "POST /mcp HTTP/1.1\r\n" + "".join(f"{key}: {value}\r\n" for key, value in lines.items()) + "\r\n"
-    client.writer.write(SMUGGLED[name](head.encode()) + data)
-    assert (await client.answer()).status in {400, 403, 421}
-    assert len(upstream.seen) == seen
-
-
 async def test_what_follows_a_call_in_one_segment_is_served_after_it(lab: Lab, taken: list[Exchange]) -> None:
     running = await lab.gateway(await lab.upstream())
     client = await lab.client(running)
@@ -284,52 +190,6 @@ async def test_a_stream_begins_after_the_shortcut_and_passes_whole(lab: Lab, tak
     assert answer.body.count(b"data: ") == 2
     assert b'"id":"stream"' in answer.body
     await warm(client, taken)
-
-
-def _wrong_id(seen: Seen) -> None:
-    seen.reply(b'{"jsonrpc":"2.0","id":99,"result":{}}')
-
-
-def _chunked(seen: Seen) -> None:
-    seen.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
-    seen.chunk(b'{"jsonrpc":"2.0","id":1,"error":{"code":-5,"message":"own"}}')
-    seen.end_chunks()
-
-
-ANSWERS = {
-    "another id": (_wrong_id, 502, Code.UPSTREAM_BROKEN),
-    "an id of another type": (lambda seen: seen.reply(b'{"jsonrpc":"2.0","id":"1","result":{}}'), 502, 50200),
-    "no JSON": (lambda seen: seen.reply(b'{"jsonrpc":"2.0","id":1,"result":{}'), 502, 50200),
-    "its own error": (lambda seen: seen.reply(b'{"jsonrpc":"2.0","id":1,"error":{"code":-7,"message":""}}'), 200, -7),
-    "its own error in chunks": (_chunked, 200, -5),
-    "a redirect": (lambda seen: seen.reply(b"{}", "302 Found", "text/plain", location="/x"), 502, 50200),
-    "no answer": (lambda seen: seen.writer.close(), 502, 50200),
-}
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-async def test_an_answer_is_read_as_strictly_after_the_shortcut(lab: Lab, taken: list[Exchange], name: str) -> None:
-    answers, status, code = ANSWERS[name]
-    normal = True
-
-    async def behaviour(seen: Seen) -> None:
-        if normal:
-            await echo(seen)
-        else:
-            answers(seen)
-
-    running = await lab.gateway(await lab.upstream(behaviour))
-    client = await lab.client(running)
-    await warm(client, taken)
-    normal, before = False, len(taken)
-    for _ in range(3):  # the third behind a head that is known
-        answer = await client.call(tool())
-        assert (answer.status, answer.code) == (status, code)
-        await soon(lambda: running.records.all[-1].event is AuditEvent.CALL_ENDED)
-        outcome = running.records.all[-1].outcome
-        assert outcome is not None
-        assert (outcome.status, outcome.error) == (status, code)
-    assert len(taken) > before
 
 
 async def begun_and_held(lab: Lab, taken: list[Exchange], request: tuple[bytes, dict[str, str]], **more: Any) -> Any:

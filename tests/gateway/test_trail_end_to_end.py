@@ -17,7 +17,7 @@ import pytest
 
 from agentd.gateway.types import Code
 from tests.control import test_process as controllers
-from tests.control.test_agentd_stream import joined
+from tests.control.agents import joined
 from tests.gateway.harness import Lab, free_port, tool
 from tests.gateway.test_process import Process
 from tests.gateway.upstream import Upstream

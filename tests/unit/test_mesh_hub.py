@@ -2,77 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
 from controller.mesh import Hub, RefusedError
 from controller.mesh import connection as connection_module
-from controller.mesh.connection import Connection
 from controller.mesh.log import RevisionLog
 from controller.records import Change, PolicyRecord
-from controller.wire.netmap import Netmap, fold
-from controller.wire.stream import Applied, Bye, ControllerFrame, DeltaFrame, Hello, HostReport, Snapshot
+from controller.wire.stream import Applied, Bye, ControllerFrame, DeltaFrame, Snapshot
 
+from .mesh_agents import agent, hello, netmap, until
 from .mesh_fleet import NOW, fleet, key, node
 
 POLICY = "grants: [{from: tag:agents, to: tag:tools, ip: [tcp:443]}]"
+
+
 NODES = [node(1, "agents"), node(2, "agents"), node(3, "tools"), node(7)]
-
-
-def hello(number: int, revision: int | None = None, mesh: str | None = "mesh1") -> Hello:
-    report = HostReport(agent_version="0.1", backend="userspace", public_key=key(number))
-    return Hello(revision=revision, mesh=mesh, report=report)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-class Agent:
-    """Takes frames while its gate is open, and folds them."""
-
-    def __init__(self, connection: Connection, held: Netmap | None) -> None:
-        self.connection = connection
-        self.frames: list[ControllerFrame] = []
-        self.netmap = held
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def take(self, frame: ControllerFrame) -> None:
-        await self.gate.wait()
-        self.frames.append(frame)
-        if isinstance(frame, Snapshot):
-            self.netmap = frame.netmap
-        elif isinstance(frame, DeltaFrame):
-            assert self.netmap is not None
-            self.netmap = fold(self.netmap, frame.delta)
-
-    def has(self, revision: int) -> Callable[[], bool]:
-        return lambda: self.netmap is not None and self.netmap.revision == revision
-
-    @property
-    def bye(self) -> Bye:
-        last = self.frames[-1]
-        assert isinstance(last, Bye)
-        return last
-
-
-@asynccontextmanager
-async def agent(
-    hub: Hub, number: int, revision: int | None = None, *, mesh: str | None = "mesh1", held: Netmap | None = None
-) -> AsyncIterator[Agent]:
-    with hub.connected(f"n{number}", hello(number, revision, mesh)) as connection:
-        made = Agent(connection, held)
-        task = asyncio.create_task(connection.run(made.take))
-        try:
-            yield made
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.fixture
@@ -80,12 +25,6 @@ def hub() -> Hub:
     made = Hub(lambda: NOW)
     made.load(fleet(NODES, POLICY, revision=5))
     return made
-
-
-def netmap(hub: Hub, number: int) -> Netmap:
-    found = hub.netmap(f"n{number}")
-    assert found is not None
-    return found
 
 
 async def test_an_agent_without_a_map_gets_a_snapshot_and_then_deltas(hub: Hub) -> None:

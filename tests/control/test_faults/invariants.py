@@ -16,7 +16,7 @@ from controller.settings import Settings
 from controller.store.store import Store
 from controller.wire.netmap import Netmap
 
-from ..test_agentd_stream import Agent
+from ..agents import Agent
 from .load import Promises
 from .process import Controller
 

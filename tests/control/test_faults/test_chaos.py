@@ -8,8 +8,8 @@ from pathlib import Path
 
 from agentd.state import StateDir
 
+from ..agents import Agent, connected, joined
 from ..databases import Cluster
-from ..test_agentd_stream import Agent, connected, joined
 from .invariants import check
 from .load import Promises, writing
 from .test_database import Bench, benched, until_kept

@@ -12,9 +12,9 @@ from agentd.state import StateDir
 from controller.server import Running, running
 from controller.settings import Listen, Settings
 
+from ..agents import Agent, connected, joined, node, until
 from ..hosts import Host, new_key
 from ..support import Client, MovableClock
-from ..test_agentd_stream import Agent, connected, joined, node, until
 
 HOUR = 3600
 GRANT = {"from": ["caller"], "to": ["tool"], "ip": ["tcp:22"], "ttl": HOUR, "reason": "an hour"}

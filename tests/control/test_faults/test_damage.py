@@ -22,8 +22,8 @@ from controller.state_dir import StateDirError
 from controller.store.engine import StoreError
 from controller.wire.stream import Controllers
 
+from ..agents import allow_all, connected, eventually_in_force, joined, node, until
 from ..support import Client, MovableClock
-from ..test_agentd_stream import allow_all, connected, eventually_in_force, joined, node, until
 
 HOST_FILES = (NODE, WIREGUARD_KEY, IDENTITY_KEY, CERTIFICATE, CA, NETMAP, CONTROLLERS)
 _FLIPS = 150  # for each file of a host: reading one takes no time

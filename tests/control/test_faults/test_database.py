@@ -15,9 +15,9 @@ import pytest
 from controller.server import running
 from controller.settings import Listen, Settings
 
+from ..agents import Agent, allow_all, connected, joined
 from ..databases import Cluster
 from ..support import Client
-from ..test_agentd_stream import Agent, allow_all, connected, joined
 from .invariants import check, check_database
 from .load import Promises, writing
 from .process import Controller, started

@@ -10,10 +10,10 @@ from controller.mesh.connection import Connection
 from controller.server import Running
 from controller.wire.stream import Applied, Bye, ControllerFrame, DeltaFrame, Report
 
+from ..agents import allow_all, connected, joined, until
 from ..hosts import new_node, wireguard_key
 from ..streams import agent, patch, seen
 from ..support import Client
-from ..test_agentd_stream import allow_all, connected, joined, until
 from .invariants import meaning
 
 Send = Callable[[ControllerFrame], Awaitable[None]]

@@ -20,8 +20,8 @@ from controller.server import running
 from controller.settings import Listen, Settings
 from controller.store.backup import BackupError
 
+from ..agents import allow_all, connected, eventually_in_force, joined, remove, until
 from ..support import Client, MovableClock
-from ..test_agentd_stream import allow_all, connected, eventually_in_force, joined, remove, until
 from .invariants import check
 from .load import Promises
 from .process import Controller, started

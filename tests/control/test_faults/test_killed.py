@@ -7,7 +7,7 @@ from pathlib import Path
 
 from controller.settings import Settings
 
-from ..test_agentd_stream import connected, joined
+from ..agents import connected, joined
 from .invariants import check
 from .load import Promises, writing
 from .process import started

@@ -12,8 +12,8 @@ import pytest
 
 from controller.settings import Settings
 
+from ..agents import Agent, connected, joined, until
 from ..databases import Cluster
-from ..test_agentd_stream import Agent, connected, joined, until
 from ..test_replicas import copy_ca
 from .invariants import check
 from .load import Promises
