@@ -139,9 +139,7 @@ async def _run(config: Config) -> int:
         kernel = Reconciler(
             _link_settings(config, probes.port),
             member.key.raw,
-            choose=prober.choose,
-            choose_mtu=prober.mtu,
-            choose_keepalive=prober.keepalive,
+            choices=prober.choices,
         )
         stack.push_async_callback(kernel.close)
         await kernel.start()

@@ -214,7 +214,8 @@ class Desired:
     """Everything that the kernel of this host should have. Peers by public key.
 
     `held` are addresses that the host answers for and never speaks from by itself: those of services, and its places
-    behind relays.
+    behind relays. `anew`: the public keys of peers with whom a handshake that was begun and not finished is begun
+    again, once.
     """
 
     link: LinkSettings
@@ -225,6 +226,7 @@ class Desired:
     peers: Mapping[str, DesiredPeer]
     ruleset: Ruleset
     relayed: frozenset[Network] = frozenset()  # the prefixes in which peers are behind relays
+    anew: frozenset[str] = frozenset()
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------

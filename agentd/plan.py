@@ -6,7 +6,7 @@ what is applied. Knows nothing of netlink or nft.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agentd.kernel.ruleset import compile_ruleset
@@ -44,7 +44,7 @@ from .operations import (
 )
 from .relaying import behind_relays, places, relay_routes
 
-__all__ = ["STALE_HANDSHAKE", "choose_first", "desired", "mapped_keepalive", "plan", "whole_mtu"]
+__all__ = ["AS_MAPPED", "STALE_HANDSHAKE", "Choices", "desired", "plan"]
 
 # Seconds. A session that carries traffic shakes hands every 120 s (REKEY_AFTER_TIME) and is dead after 180
 # (REJECT_AFTER_TIME, section 6.1 of the WireGuard paper): from then on the peer's last place is only a memory.
@@ -52,26 +52,45 @@ STALE_HANDSHAKE: Final = 180.0
 
 _LINK_KINDS: Final = {"kernel": "wireguard", "userspace": "tun"}
 
-EndpointChoice = Callable[[Peer], EndpointText | None]
-MtuChoice = Callable[[Peer], int]
-KeepaliveChoice = Callable[[Peer], int]
+_AT_ONCE: Final = 25  # a keepalive that is turned on is sent at once; how many seconds it says does not matter then
+
 TableCompiler = Callable[[Netmap, LinkSettings, float], Ruleset]
 
 
-def choose_first(peer: Peer) -> EndpointText | None:
+def _choose_first(peer: Peer) -> EndpointText | None:
     """The first of its endpoints, which come best first; None when there are none."""
     return peer.endpoints[0] if peer.endpoints else None
 
 
-def whole_mtu(peer: Peer) -> int:
+def _whole_mtu(peer: Peer) -> int:
     """The link's own MTU for every peer."""
     del peer
     return 0
 
 
-def mapped_keepalive(peer: Peer) -> int:
+def _mapped_keepalive(peer: Peer) -> int:
     """What the map says, in seconds."""
     return peer.keepalive or 0
+
+
+def _never(peer: Peer) -> bool:
+    """WireGuard alone decides when a handshake begins."""
+    del peer
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What this host decides for itself of each peer: where it is looked for, bytes of the largest packet (0 for the
+    link's MTU), seconds between two keepalives (0 for none), and whether a handshake without an end is begun anew."""
+
+    endpoint: Callable[[Peer], EndpointText | None] = _choose_first
+    mtu: Callable[[Peer], int] = _whole_mtu
+    keepalive: Callable[[Peer], int] = _mapped_keepalive
+    anew: Callable[[Peer], bool] = _never
+
+
+AS_MAPPED: Final = Choices()
 
 
 # --- desired ----------------------------------------------------------------------------------------------------------
@@ -83,9 +102,7 @@ def desired(
     public_key: str,
     *,
     now: float,
-    choose: EndpointChoice = choose_first,
-    choose_mtu: MtuChoice = whole_mtu,
-    choose_keepalive: KeepaliveChoice = mapped_keepalive,
+    choices: Choices = AS_MAPPED,
     compile_table: TableCompiler = compile_ruleset,
 ) -> Desired:
     """The state for this map on a host with this public key.
@@ -98,7 +115,7 @@ def desired(
     held = _networks(netmap.node.held) - addresses
     peers = {
         peer.public_key: behind_relays(
-            _peer(peer, choose(peer), choose_mtu(peer), choose_keepalive(peer)), peer, relays, link
+            _peer(peer, choices.endpoint(peer), choices.mtu(peer), choices.keepalive(peer)), peer, relays, link
         )
         for peer in netmap.peers.values()
     }
@@ -117,6 +134,7 @@ def desired(
         peers=peers,
         ruleset=compile_table(netmap, link, now),
         relayed=frozenset(Network.parse(relay.prefix) for relay in relays.usable),
+        anew=frozenset(peer.public_key for peer in netmap.peers.values() if choices.anew(peer)),
     )
 
 
@@ -277,6 +295,9 @@ def _plan_peers(wanted: Desired, found: Observed, peers: Mapping[str, ObservedPe
         yield from (PeerChange("remove", "", key) for key in peers if key not in wanted.peers)
     for key, peer in wanted.peers.items():
         before = peers.get(key)
+        if before is not None and key in wanted.anew and before.tx_bytes and not before.last_handshake:
+            yield from _begin_anew(peer, before)
+            continue
         change = _add(peer) if before is None else _change(peer, before, wanted, found)
         if change is not None:
             yield change
@@ -293,6 +314,15 @@ def _add(peer: DesiredPeer) -> PeerChange:
         allowed_ips=tuple(sorted(peer.allowed_ips)),
         replace_allowed_ips=True,  # somebody may have added it meanwhile, with others
     )
+
+
+def _begin_anew(peer: DesiredPeer, before: ObservedPeer) -> Iterator[PeerChange]:
+    """Only for a peer that is new to it the kernel begins a handshake within five seconds of the last that it began
+    (wg_packet_send_handshake_initiation in drivers/net/wireguard/send.c); with a keepalive it does so at once."""
+    yield PeerChange("remove", peer.name, peer.public_key)
+    yield _add(replace(peer, endpoint=peer.endpoint or before.endpoint, keepalive=peer.keepalive or _AT_ONCE))
+    if not peer.keepalive:
+        yield PeerChange("change", peer.name, peer.public_key, keepalive=0)
 
 
 def _change(peer: DesiredPeer, before: ObservedPeer, wanted: Desired, found: Observed) -> PeerChange | None:

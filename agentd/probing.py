@@ -27,8 +27,10 @@ from .path_mtu import PathMtu
 from .path_report import Reached
 from .paths.checks import Checks, State, View
 from .paths.discovery import Discovery, NatKind, ServerView
+from .paths.meeting import Meeting
 from .paths.prefer import Preference
 from .paths.relay_use import RelayUse, RelayView
+from .plan import Choices
 from .probe_socket import ProbeSocket
 from .stun_servers import find_servers
 
@@ -84,6 +86,7 @@ class Prober:
         self._use = RelayUse(listen_port)
         self._prefer = Preference(own.chooser, self._use.through)
         self._checks, self._discovery, self._pairs = Checks(self._prefer), Discovery(), Pairs()
+        self._meeting = Meeting()
         self._given: dict[NodeId, Endpoint | None] = {}
         self._questions: dict[bytes, _Question] = {}  # by transaction
         self._sizes = PathMtu(self.ask, mtu, self._tell_changed)
@@ -113,13 +116,15 @@ class Prober:
         self._given[peer.id] = found
         return found
 
-    def mtu(self, peer: Peer) -> int:
-        """Bytes of the largest packet for a peer, 0 when it is not known."""
-        return self._sizes.of(peer.id) or 0
-
-    def keepalive(self, peer: Peer) -> int:
-        """Seconds between two of WireGuard's keepalives, 0 for none: only behind a NAT, as long as that remembers."""
-        return round(self.keeping.seconds) if peer.keepalive is not None else 0
+    @property
+    def choices(self) -> Choices:
+        """What is decided here: keepalives only behind a NAT, as often as that needs them."""
+        return Choices(
+            self.choose,
+            lambda peer: self._sizes.of(peer.id) or 0,
+            lambda peer: round(self.keeping.seconds) if peer.keepalive is not None else 0,
+            lambda peer: self._meeting.is_late(peer.id),
+        )
 
     def known_mtu(self, node: NodeId) -> int | None:
         """The same, for people."""
@@ -203,12 +208,11 @@ class Prober:
         """This map is in force, and with it the table without which nothing leaves from WireGuard's port."""
         self._in_force.set()
         self._use.adopt(netmap)
-        peers = {
-            peer.id: tuple(endpoint for endpoint in self._use.ways(peer) if self._is_outside(endpoint))
-            for peer in netmap.peers.values()
-            if peer.kind == "agent"
-        }
-        self._pairs.adopt({node: netmap.peers[node].public_key for node in peers})
+        agents = [peer for peer in netmap.peers.values() if peer.kind == "agent"]
+        peers = {peer.id: tuple(filter(self._is_outside, self._use.ways(peer))) for peer in agents}
+        keys = {peer.id: peer.public_key for peer in agents}
+        self._pairs.adopt(keys)
+        self._meeting.keep(keys)
         self._given = {node: given for node, given in self._given.items() if node in netmap.peers}
         # The controller asks for keepalives of hosts behind a NAT, and of no others.
         self._checks.behind_nat = any(peer.keepalive is not None for peer in netmap.peers.values())
@@ -304,7 +308,8 @@ class Prober:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        times = [at for at in (self._checks.wake_at(), self._discovery.wake_at()) if at is not None]
+        parts = (self._checks, self._discovery, self._meeting)
+        times = [at for part in parts if (at := part.wake_at()) is not None]
         if times:
             self._timer = asyncio.get_running_loop().call_at(min(times), self._tick)
 
@@ -320,6 +325,8 @@ class Prober:
             if shared is not None:
                 request = Binding("request", probe.transaction, username=shared.ours)
                 self._socket.send(encode(request, shared.key), probe.endpoint)
+        if self._meeting.look(now):
+            self._tell_changed()
         self._watch_relays()
         self._notice(before)
         self._schedule()
@@ -352,10 +359,11 @@ class Prober:
         question = self._questions.get(message.transaction)
         node = question.node if question is not None else self._checks.whose(message.transaction)
         shared = self._pairs.of(node) if node is not None else None
-        if shared is None or not is_authentic(data, message, shared.key):
+        if node is None or shared is None or not is_authentic(data, message, shared.key):
             return
         if question is None:
             self._checks.answered(message.transaction, source, self._now)
+            self._meeting.answered(node, self._now, leads=shared.ours < shared.theirs)
         elif question.endpoint == source and not question.answer.done():
             question.answer.set_result(self._now)
 

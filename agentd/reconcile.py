@@ -8,7 +8,7 @@ import base64
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Final
 
@@ -49,7 +49,7 @@ from .operations import (
     SetDevice,
     SetLink,
 )
-from .plan import EndpointChoice, KeepaliveChoice, MtuChoice, choose_first, desired, mapped_keepalive, plan, whole_mtu
+from .plan import AS_MAPPED, Choices, desired, plan
 
 __all__ = ["Applied", "KernelError", "LinkSettings", "Reconciler"]
 
@@ -75,13 +75,11 @@ class Reconciler:
         settings: LinkSettings,
         private_key: bytes,
         *,
-        choose: EndpointChoice = choose_first,
-        choose_mtu: MtuChoice = whole_mtu,
-        choose_keepalive: KeepaliveChoice = mapped_keepalive,
+        choices: Choices = AS_MAPPED,
     ) -> None:
         self._settings = settings
         self._private_key = private_key
-        self._choose, self._choose_mtu, self._choose_keepalive = choose, choose_mtu, choose_keepalive
+        self._choices = choices
         self._compile_table = Recompiler()
         self._turn = asyncio.Lock()
         self._netmap: Netmap | None = None
@@ -228,9 +226,7 @@ class Reconciler:
             self._settings,
             _public_key(self._private_key),
             now=time.time(),
-            choose=self._choose,
-            choose_mtu=self._choose_mtu,
-            choose_keepalive=self._choose_keepalive,
+            choices=self._choices,
             compile_table=self._compile_table,
         )
 
@@ -266,7 +262,8 @@ class Reconciler:
         except KernelError as error:
             await self._restore(before, error)
             raise
-        self._netmap, self._in_force = netmap, _InForce(wanted, self._private_key)
+        # What is done once is done: looking again is not a reason to do it again.
+        self._netmap, self._in_force = netmap, _InForce(replace(wanted, anew=frozenset()), self._private_key)
         self._hints = {key: peer.endpoint for key, peer in wanted.peers.items()}
         if opened.firewall.in_force is None:
             opened.watch.poke("table")  # somebody else committed at the same moment, perhaps to our table

@@ -126,13 +126,7 @@ class Finder(OnHost):
         sock = self.stack.enter_context(ProbeSocket(PORT))
         self.prober = Prober(sock, self.own, MESH, stun=(server, stun_port), candidates=self._candidates)
         settings = LinkSettings(backend="kernel", probe_port=sock.port)
-        self.reconciler = Reconciler(
-            settings,
-            self.member.private_key,
-            choose=self.prober.choose,
-            choose_mtu=self.prober.mtu,
-            choose_keepalive=self.prober.keepalive,
-        )
+        self.reconciler = Reconciler(settings, self.member.private_key, choices=self.prober.choices)
         await self.reconciler.start()
         self.wake = asyncio.Event()
         self.prober.connect(private_key=lambda: self.member.private_key, changed=self.wake.set, seen=lambda: None)
@@ -215,6 +209,11 @@ class Finder(OnHost):
         """Where this host's kernel sends to for the other."""
         observed = self.call(self.reconciler.observe)
         return str(observed.peers[other.member.public_key].endpoint)
+
+    def has_shaken_hands(self, other: "Finder") -> bool:
+        """The tunnel to it is up, or once was."""
+        peer = self.call(self.reconciler.observe).peers.get(other.member.public_key)
+        return peer is not None and peer.last_handshake > 0
 
     def end(self) -> None:
         async def close() -> None:

@@ -62,6 +62,17 @@ def test_paths_are_direct_between_all_kinds_of_hosts_where_theory_allows_it_and_
     assert table in README.read_text(), f"tests/README.md should say:\n{table}"
 
 
+def test_two_hosts_that_begin_with_each_other_at_the_same_time_talk_before_wireguard_would_begin_again() -> None:
+    with finders("public", "public") as (one, other):
+        for finder in (one, other):
+            finder.host.impair(delay_ms=50)  # each has begun long before it hears of the other
+        one.meet(other)
+        other.meet(one)
+        # REKEY_TIMEOUT is 5 s.
+        eventually(lambda: one.has_shaken_hands(other), 4, what="a handshake")
+        assert one.reaches(other)
+
+
 @pytest.mark.parametrize("hairpin", [True, False], ids=["hairpin", "none"])
 def test_paths_between_homes_behind_one_carriers_nat_are_direct_where_it_turns_packets_round(hairpin: bool) -> None:
     with Lab() as lab:

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from agentd.model import (
     NO_PRESHARED_KEY,
+    Desired,
     Endpoint,
     KernelError,
     MapError,
     Network,
+    Observed,
     ObservedLink,
 )
 from agentd.operations import (
@@ -27,7 +29,7 @@ from agentd.operations import (
     SetDevice,
     SetLink,
 )
-from agentd.plan import STALE_HANDSHAKE, desired, plan
+from agentd.plan import STALE_HANDSHAKE, Choices, desired, plan
 from tests.kernel.maps import Member, netmap
 
 from .plans import BASE, KEY, LINK, NOTHING, NOW, OTHER, PEER, SELF, only_change, reached, want, with_peer, with_wanted
@@ -69,7 +71,9 @@ def test_a_peer_with_the_own_address_is_refused() -> None:
 
 def test_the_choice_among_endpoints_is_the_callers() -> None:
     member = replace(PEER, endpoints=("192.0.2.2:1", "[2001:db8::2]:2"))
-    state = desired(netmap(SELF, member), LINK, SELF.public_key, now=NOW, choose=lambda peer: peer.endpoints[-1])
+    state = desired(
+        netmap(SELF, member), LINK, SELF.public_key, now=NOW, choices=Choices(endpoint=lambda peer: peer.endpoints[-1])
+    )
     assert state.peers[member.public_key].endpoint == Endpoint("2001:db8::2", 2)
 
 
@@ -162,6 +166,46 @@ def test_an_allowed_ip_too_many_is_taken_away_by_writing_the_whole_list() -> Non
     assert change.replace_allowed_ips
 
 
+# --- plan: handshakes without an end ----------------------------------------------------------------------------------
+
+
+def anew(keepalive: int = 0) -> Desired:
+    return replace(with_wanted(keepalive=keepalive), anew=frozenset({KEY}))
+
+
+def begun(state: Desired, **changes: object) -> Observed:
+    return with_peer(reached(state), KEY, **({"last_handshake": 0.0, "tx_bytes": 148} | changes))
+
+
+def test_a_handshake_is_begun_anew_by_making_the_peer_anew_with_a_keepalive() -> None:
+    removed, added, quiet = plan(anew(), begun(anew()))
+    assert removed == PeerChange("remove", "n2", KEY)
+    assert isinstance(added, PeerChange)
+    assert (added.action, added.endpoint) == ("add", BASE.peers[KEY].endpoint)
+    assert set(added.allowed_ips) == BASE.peers[KEY].allowed_ips
+    assert added.keepalive
+    assert quiet == PeerChange("change", "n2", KEY, keepalive=0)
+
+
+def test_a_peer_that_is_made_anew_keeps_its_keepalive() -> None:
+    _removed, added = plan(anew(40), begun(anew(40)))
+    assert isinstance(added, PeerChange)
+    assert added.keepalive == 40
+
+
+def test_a_peer_that_is_made_anew_is_where_it_was_last_if_nothing_better_is_known() -> None:
+    state = replace(anew(), peers={KEY: replace(BASE.peers[KEY], endpoint=None)})
+    endpoint = Endpoint("198.51.100.7", 51820)
+    added = plan(state, begun(state, endpoint=endpoint))[1]
+    assert isinstance(added, PeerChange)
+    assert added.endpoint == endpoint
+
+
+@pytest.mark.parametrize("finished", [{"last_handshake": NOW - 1}, {"tx_bytes": 0}])
+def test_a_handshake_that_was_finished_or_never_begun_is_left_alone(finished: dict[str, object]) -> None:
+    assert plan(anew(), begun(anew(), **finished)) == ()
+
+
 # --- plan: endpoints --------------------------------------------------------------------------------------------------
 
 ROAMED = Endpoint("198.51.100.9", 4242)
@@ -238,7 +282,7 @@ def test_a_peer_whose_path_is_narrow_has_routes_of_its_own_and_loses_them_when_i
         LINK,
         SELF.public_key,
         now=NOW,
-        choose_mtu=lambda peer: 1240 if peer.id == PEER.name else LINK.mtu,
+        choices=Choices(mtu=lambda peer: 1240 if peer.id == PEER.name else LINK.mtu),
     )
     assert {route.mtu for route in wide.routes} == {0}
     there, back = plan(narrow, reached(wide)), plan(wide, reached(narrow))
