@@ -279,8 +279,11 @@ def quiet_for(arrivals: list[float], seconds: float, timeout: float) -> None:
 
 
 def restoration(bench: Bench, server: Agent) -> None:
-    """From `nft flush ruleset` to the table as it was, as `nft` shows it."""
-    listing = ("nft", "-s", "list", "table", "inet", "wardmesh")
+    """From `nft flush ruleset` to the table as it was, which comes in one transaction.
+
+    Without elements: whom the kernel has logged lately is among them.
+    """
+    listing = ("nft", "-s", "-t", "list", "table", "inet", "wardmesh")
     whole = server.host.run(*listing).stdout
     times = []
     for _ in range(FLUSHES):
