@@ -38,6 +38,7 @@ FEW: Final = 500  # agents of the smaller fleet that a change is compared with
 CHANGES: Final = 40
 LARGE_CHANGES: Final = 10
 SNAPSHOTS: Final = 7
+REQUESTS: Final = 3  # at least, while agents return
 SERVE: Final = (sys.executable, "-c", "from controller.start import main; main()", "serve")
 
 
@@ -248,7 +249,7 @@ def requests(bench: Bench, served: Served, state: Path, token: str, groups: list
     kept: list[float] = []
     new: list[float] = []
     with client(served, state, token) as api:
-        while not all(group.has_answered for group in groups):
+        while len(new) < REQUESTS or not all(group.has_answered for group in groups):  # a few agents are back at once
             kept.append(asked(api))
             with client(served, state, token) as another:
                 new.append(asked(another))
