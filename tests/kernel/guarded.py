@@ -7,6 +7,7 @@ The sender is hostile: it has no table, and sends from any address.
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -22,11 +23,12 @@ from tests.kernel.maps import MESH, Member
 from tests.kernel.nodes import OnHost
 from tests.lab import Host, Lab
 
-__all__ = ["SENDER", "Guarded", "both_families", "family", "guarded_host", "pairs", "raw"]
+__all__ = ["GUARDED", "LINK", "SENDER", "Guarded", "both_families", "family", "guarded_host", "pairs", "raw"]
 
-LINK: Final = LinkSettings()
+LINK: Final = LinkSettings(relay_rate=1)
 GUARDED: Final = Member(1)
 SENDER: Final = Member(2)
+_IPV6: Final = (0x86DD).to_bytes(2)  # ETH_P_IPV6, linux/if_ether.h
 
 
 class Guarded(OnHost):
@@ -86,6 +88,27 @@ class Guarded(OnHost):
             # Deprecated, as agentd's held addresses are.
             self.host.machine.batch(f"address replace {address}/{length} dev {LINK.name} preferred_lft 0{nodad}")
             self.sender.machine.batch(self._neighbour(self.host, address, "eth0"))
+
+    def reaches_at_sender(self, address: str) -> None:
+        """Let the guarded host find an IPv6 address at the sender."""
+        self.host.machine.batch(self._neighbour(self.sender, address, LINK.name))
+
+    def inject(self, packet: bytes, times: int = 1) -> None:
+        """Put an IPv6 packet on the mesh cable, from whomever it says that it is."""
+        macs = (self._macs[self.host], self._macs[self.sender])
+        frame = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in macs) + _IPV6 + packet
+        with self.sender.socket(socket.AF_PACKET, socket.SOCK_RAW) as opened:
+            opened.bind(("eth0", 0))
+            for _ in range(times):
+                opened.send(frame)
+
+    @contextmanager
+    def tapped(self) -> Iterator[socket.socket]:
+        """A socket that gets the IPv6 packets which the guarded host puts on the mesh cable."""
+        with self.sender.socket(socket.AF_PACKET, socket.SOCK_RAW, int.from_bytes(_IPV6, sys.byteorder)) as tap:
+            tap.bind(("eth0", int.from_bytes(_IPV6)))
+            tap.settimeout(10)
+            yield tap
 
     def counters(self) -> dict[str, int]:
         """Packets by counter name."""

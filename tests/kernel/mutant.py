@@ -19,6 +19,7 @@ from controller.wire.netmap import Netmap
 __all__ = ["kind", "kinds", "without"]
 
 _PER_NAME: Final = {"from", "to", "grant"}  # chains of which there is one for each profile or grant
+_PER_RELAYED: Final = "relay/from/"  # and how the names begin of those for hosts that a relay passes on for
 
 
 def kind(chain: str, rule: str) -> str:
@@ -28,6 +29,9 @@ def kind(chain: str, rule: str) -> str:
     text = re.sub(r"meta l4proto \. th (sport|dport)|(?:tcp|udp) (sport|dport)", r"ports \1\2", rule)
     text = re.sub(r"@(in|out|from|to)[^\s]*", r"@\1", text)
     text = re.sub(r"grant/[^\s\"]+", "grant", re.sub(r"time < \d+", "time < T", text))
+    text = re.sub(r"relay\.to/\w+", "relay.to", re.sub(r"\d+ mbytes", "N mbytes", text))
+    if chain.startswith(_PER_RELAYED):
+        return f"relay/from: {text}"
     return f"{first if first in _PER_NAME else chain}{' of a service' if at else ''}: {text}"
 
 

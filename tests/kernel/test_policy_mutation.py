@@ -19,16 +19,21 @@ from agentd.model import LinkSettings
 from controller.wire.netmap import AddressSet
 from tests.kernel.maps import Member, allow, netmap
 from tests.kernel.mutant import kinds, without
+from tests.kernel.test_firewall_relays import host_map, relay_map
 
 pytestmark = [pytest.mark.host_kernel, pytest.mark.fresh_input]
 
 REGULAR: Final = 2
-FILES: Final = ("test_firewall_packets.py", "test_firewall.py", "test_firewall_services.py", "test_paths_port.py")
+FILES: Final = (
+    *("test_firewall_packets.py", "test_firewall.py", "test_firewall_services.py", "test_firewall_relays.py"),
+    "test_paths_port.py",
+)
 HERE: Final = Path(__file__).parent
 
 
 def every_kind() -> list[str]:
-    """The kinds of rules of a table that has all of them: single ports, ranges, ICMP, a grant that ends, a service."""
+    """The kinds of rules of tables that have all: single ports, ranges, ICMP, a grant that ends, a service; those
+    of a relay, and of a host behind one."""
     rules = [
         allow(direction, protocol, *ports, expires=expires)
         for direction in ("in", "out")
@@ -40,7 +45,9 @@ def every_kind() -> list[str]:
     wanted = netmap(Member(1), Member(2), rules=rules)
     service = AddressSet(name="svc:x", addresses=frozenset({"100.64.50.1", "fd77:7761:7264::50:1"}))
     wanted = wanted.model_copy(update={"sets": wanted.sets | {"svc:x": service}})
-    return kinds(compile_ruleset(wanted, LinkSettings(probe_port=51821), time.time()))
+    maps = (wanted, relay_map(), host_map())
+    tables = [compile_ruleset(one, LinkSettings(probe_port=51821), time.time()) for one in maps]
+    return sorted({kind for table in tables for kind in kinds(table)})
 
 
 def chosen() -> list[str]:
