@@ -41,6 +41,7 @@ def ping(socket: Path, peer: str, *, count: int, interval: float, json: bool) ->
         if not json:
             typer.echo(_line(pongs[-1]))
         if number < count - 1:
+            # The interval that was asked for, whatever the answer took; this process has nothing else to do.
             time.sleep(max(0.0, started + interval - time.monotonic()))
     summary = _summarised(pongs)
     if json:

@@ -95,7 +95,7 @@ class Transport:
                 )
                 if not safe or attempt == _ATTEMPTS:
                     raise UnreachableError(unreachable(self.url, error)) from error
-                time.sleep(pause)
+                time.sleep(pause)  # a back-off, in a command that does one thing after the other
                 pause *= 2
             else:
                 return self._checked(answer)

@@ -253,7 +253,7 @@ def requests(bench: Bench, served: Served, state: Path, token: str, groups: list
             kept.append(asked(api))
             with client(served, state, token) as another:
                 new.append(asked(another))
-            time.sleep(0.2)
+            time.sleep(0.2)  # a person asks now and then: without a pause this would be load of its own
     bench.bar(f"{name}request_during_return_p99_ms", percentile(kept[1:], 99) * 1000, "<=", 1000)
     bench.figure(f"{name}new_connection_during_return_p99_ms", percentile(new, 99) * 1000)
 
