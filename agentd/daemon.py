@@ -238,7 +238,7 @@ class _Daemon:
             self._control.run(),
             self._watch_drift(),
             self._watch_addresses(),
-            put_back.watch(partial(rotate, self._parts)),
+            put_back.watch(partial(rotate, self._parts), self._state),
             self._naming.run(),
             self._prober.run(),
             serve(server, self._answer, self._answered, gateway_user=gateway_uid(self._config)),

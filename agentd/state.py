@@ -29,6 +29,7 @@ from .seal import BrokenSealError, seal, seal_json, unseal, unseal_json
 __all__ = [
     "CA",
     "CERTIFICATE",
+    "CLOCK",
     "CONTROLLERS",
     "IDENTITY_KEY",
     "NETMAP",
@@ -47,11 +48,12 @@ CA: Final = "ca.pem"
 NODE: Final = "node.json"
 NETMAP: Final = "netmap.json"
 CONTROLLERS: Final = "controllers.json"
+CLOCK: Final = "clock"  # empty: when it was last written is all that it says
 _LOCK: Final = "lock"
 _RESERVE: Final = "reserve"
 _PEM: Final = serialization.Encoding.PEM
 _SEALED: Final = {WIREGUARD_KEY, IDENTITY_KEY, CERTIFICATE, CA}
-_FILES: Final = (NODE, NETMAP, CONTROLLERS, CERTIFICATE, CA, WIREGUARD_KEY, IDENTITY_KEY, _RESERVE, _LOCK)
+_FILES: Final = (NODE, NETMAP, CONTROLLERS, CERTIFICATE, CA, WIREGUARD_KEY, IDENTITY_KEY, _RESERVE, CLOCK, _LOCK)
 
 
 class NodeFile(Message):
@@ -240,6 +242,34 @@ class StateDir:
     def write_controllers(self, controllers: Controllers) -> None:
         """These are the mesh's controllers now. Raises StateError."""
         self.write(CONTROLLERS, seal_json(controllers.model_dump_json().encode()))
+
+    def note_time(self) -> None:
+        """Remember the time of the clock that can be set, for `last_time`; not after leaving. Raises StateError.
+
+        Not synced: it is noted often, and a power cut may cost the last half minute.
+        """
+        path = self.path / CLOCK
+        if not (self.path / NODE).exists():
+            return
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                self._own(descriptor)
+                os.utime(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _refusal(path, "write", error) from error
+
+    def last_time(self) -> float | None:
+        """What `note_time` remembers (seconds since the epoch); None when it never did. Raises StateError."""
+        path = self.path / CLOCK
+        try:
+            return path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _refusal(path, "read", error) from error
 
     def wireguard_key(self) -> WireguardKey | None:
         """The tunnel's key, None when it was not made yet. Raises StateError when it is damaged."""
