@@ -32,6 +32,7 @@ __all__ = [
     "Refusal",
     "classify",
     "client_info",
+    "decoded_value",
     "mirrored_name",
     "repeated_routing",
     "speaks_alike",
@@ -267,10 +268,10 @@ def _mirrors(header: bytes | None, name: str) -> bool:
     """Does the header say the name?"""
     if header == name.encode() and name.isascii() and name.isprintable() and not name.startswith("=?"):
         return True  # plain, as nearly always
-    return _decoded(header) == name
+    return decoded_value(header) == name
 
 
-def _decoded(header: bytes | None) -> str | None:
+def decoded_value(header: bytes | None) -> str | None:
     """A header's value, out of its base64 envelope; None when it is not one that a client may send."""
     if header is None or not _SAFE.fullmatch(header):
         return None

@@ -34,12 +34,11 @@ class Gateway:
     def adopt(self, policy: Policy) -> int:
         """Put a policy in force, also for what is under way; returns how many exchanges that ended."""
         self.policy = policy
-        now = time.time()
+        return self._end_what_is_not_allowed("the policy no longer allows this")
 
-        def lost(running: Running) -> bool:
-            return not policy.holds(running.caller, judged(running.call), now)
-
-        return self.live.revoke("the policy no longer allows this", lost)
+    def expire(self) -> int:
+        """End what grants allowed that have ended; returns how many exchanges."""
+        return self._end_what_is_not_allowed("the grant that allowed this has expired")
 
     async def recheck(self) -> None:
         """End what belongs to callers that are no longer who they were, or whose grants have expired."""
@@ -49,7 +48,15 @@ class Gateway:
             if found is None or found.node_id != caller.node_id:
                 gone.add(caller)
         self.live.revoke("the caller is no longer part of the mesh", lambda running: running.caller in gone)
-        self.adopt(self.policy)
+        self.expire()
+
+    def _end_what_is_not_allowed(self, why: str) -> int:
+        policy, now = self.policy, time.time()
+
+        def lost(running: Running) -> bool:
+            return not policy.holds(running.caller, judged(running.call), now)
+
+        return self.live.revoke(why, lost)
 
 
 def judged(call: Call) -> Call:

@@ -6,7 +6,7 @@ as an error, never as an empty success. What was decided, and why, is not known 
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -64,6 +64,7 @@ class Passage:
     session: str | None = None  # the id that the upstream gave
     revoked: str | None = None
     challenge: bytes | None = None  # what the upstream wants to be shown first
+    listed: Callable[[Mapping[str, Any]], None] | None = None  # who wants to know of lists of tools, unfiltered
     _response: UpstreamResponse | None = None
     _watch: StreamWatch | None = None  # set while a stream of events runs
 
@@ -244,7 +245,10 @@ class Passage:
         self._exchange.end()
 
     def _filtered(self, method: str, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        return self._policy.filter(self.caller, self.call.service, method, result)
+        seen = self._policy.filter(self.caller, self.call.service, method, result)
+        if method == "tools/list" and self.listed is not None:
+            self.listed(result)
+        return seen
 
     # --- what went wrong
 

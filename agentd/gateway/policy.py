@@ -6,6 +6,7 @@ the two to the same answers.
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -141,6 +142,7 @@ class CompiledPolicy:
         self._limiter = limiter
         self._clock = clock
         self._grants = _compile(policy)
+        self._ends = sorted({grant.expires for grant in policy.grants.values() if grant.expires is not None})
         self._accesses: dict[tuple[Address, str], _Access] = {}
 
     def decide(self, caller: Caller, call: Call, now: float) -> Decision:
@@ -178,6 +180,11 @@ class CompiledPolicy:
     def holds(self, caller: Caller, call: Call, now: float) -> bool:
         """Is a call that was allowed still allowed? Counts nothing."""
         return not isinstance(self._judge(caller, call, now), Refusal)
+
+    def next_end(self, now: float) -> float | None:
+        """When the next of the grants ends, in seconds since the epoch; None when none will."""
+        following = bisect_right(self._ends, now)
+        return self._ends[following] if following < len(self._ends) else None
 
     def filter(self, caller: Caller, service: str, method: str, result: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """The result of a list method as this caller may see it; None: as it is. Raises UpstreamError for no list."""

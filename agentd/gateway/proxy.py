@@ -7,18 +7,29 @@ policy's.
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from controller.wire.mcp import Service
 
 from .answers import JSON, denial, error_body
-from .eras import MODERN_VERSIONS, Accepted, Refusal, classify, client_info, repeated_routing, trace_context
+from .eras import (
+    HEADER_MISMATCH,
+    MODERN_VERSIONS,
+    Accepted,
+    Refusal,
+    classify,
+    client_info,
+    repeated_routing,
+    trace_context,
+)
 from .gateway import Gateway, judged
 from .http.exchange import Begun, Exchange
 from .http.head import BadRequestError
 from .http.pool import HttpUpstream
 from .jsonrpc import INVALID_REQUEST, BodyError, Message, parse
 from .metadata import Metadata
+from .mirrors import Mirrors, reader
 from .passage import Passage
 from .passing import Guard, request_headers
 from .shortcut import Shortcuts
@@ -62,8 +73,12 @@ class _RefusedError(Exception):
 class ServiceApp:
     """One service (`http.server.App`)."""
 
-    def __init__(self, gateway: Gateway, service: Service, upstream: Upstream, target: bytes) -> None:
-        """`target`: the upstream's path and query; for kind http, what paths are appended to."""
+    def __init__(
+        self, gateway: Gateway, service: Service, upstream: Upstream, target: bytes, mirrors: Mirrors | None = None
+    ) -> None:
+        """`target`: the upstream's path and query; for kind http, what paths are appended to. `mirrors`: what the
+        upstream said of its tools under former rules.
+        """
         self.service = service
         self.upstream = upstream
         self._gateway = gateway
@@ -72,9 +87,10 @@ class ServiceApp:
         self._path = service.path.encode()
         self._metadata = Metadata(service, target, self._guard)
         self._trail = Trail(gateway.audit, service.name)
+        self._mirrors = mirrors if mirrors is not None else Mirrors()
         self._shortcuts: Shortcuts | None = None
         if isinstance(upstream, HttpUpstream) and service.kind != "http":
-            self._shortcuts = Shortcuts(gateway, service, upstream, self._trail)
+            self._shortcuts = Shortcuts(gateway, service, upstream, self._trail, self._mirrors)
 
     async def admit(self, peer: str) -> bool:
         """An address that is nobody's gets no answer."""
@@ -138,6 +154,10 @@ class ServiceApp:
         accepted = classify(head.fields, head.repeated, message)
         if isinstance(accepted, Refusal):
             raise _RefusedError(accepted)
+        call = self._call(accepted, head.fields, body)
+        contradiction = self._mirrors.contradiction(asked.caller, call, head.fields, head.repeated)
+        if contradiction is not None:
+            raise _RefusedError(Refusal(400, HEADER_MISMATCH, contradiction, message.id))
         session = None
         if accepted.era == "legacy" and message.method != "initialize":
             session = self._session(asked, message.id)
@@ -147,7 +167,7 @@ class ServiceApp:
             headers=self._passed(asked, session),
             body=body,
             caller=asked.caller,
-            call=self._call(accepted, head.fields, body),
+            call=call,
             session=session,
             replayable=message.method in _REPLAYABLE,
         )
@@ -293,6 +313,7 @@ class ServiceApp:
             sessions=gateway.sessions,
             patience=gateway.patience,
         )
+        passage.listed = partial(self._mirrors.learn, reader(asked.caller, asked.exchange.head.fields))
         gateway.live.add(passage)
         try:
             await passage.run(self.upstream, request)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from .gateway import Gateway
 from .http.limits import HttpLimits
 from .http.server import Server
 from .limits import Limiter
+from .mirrors import Mirrors
 from .policy import CompiledPolicy
 from .proxy import ServiceApp
 from .sockets import listening
@@ -44,11 +46,14 @@ async def bind_here(service: Service, address: str, port: int, processes: int) -
 
 @dataclass(slots=True)
 class _Running:
-    """A service that runs. `bound`: where it listens. `refused`: why it does not listen at all its addresses."""
+    """A service that runs. `mirrors`: what its upstream said of its tools. `bound`: where it listens. `refused`: why it
+    does not listen at all its addresses.
+    """
 
     service: Service
     upstream: Upstream
     server: Server
+    mirrors: Mirrors
     bound: set[tuple[str, int]]
     refused: str | None = None
 
@@ -88,6 +93,7 @@ class Runtime:
         self._wanted: GatewayPolicy | None = None
         self._unable: dict[str, str] = {}  # services that are wanted and could not be made
         self._tasks: list[asyncio.Task[None]] = []
+        self._next_end: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Keep streams alive, callers checked and addresses bound from now on."""
@@ -103,9 +109,11 @@ class Runtime:
         self._wanted = policy
         if self._certificates is not None:
             self._certificates.adopt(policy.services)
-        ended = self._gateway.adopt(CompiledPolicy(policy, self._limiter))
+        compiled = CompiledPolicy(policy, self._limiter)
+        ended = self._gateway.adopt(compiled)
         if ended:
             log.info("the policy ended exchanges that were under way", extra={"count": ended})
+        self._await_next_end(compiled)
         for name in [name for name, running in self._running.items() if _differs(running, policy.services.get(name))]:
             await self._stop(name, 0.0)
         problems: list[str] = []
@@ -127,6 +135,8 @@ class Runtime:
     async def close(self, grace: float) -> None:
         """Let what is under way end for `grace` seconds, then stop everything."""
         self._gateway.stopping = True
+        if self._next_end is not None:
+            self._next_end.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -147,17 +157,32 @@ class Runtime:
         found = {one.service.name: one.refused or why for one, why in zip(running, answers, strict=True)}
         return {**found, **self._unable}
 
+    def _await_next_end(self, policy: CompiledPolicy) -> None:
+        """What a grant allowed ends when the grant does. (If the clock is set, the next regular look sees it.)"""
+        if self._next_end is not None:
+            self._next_end.cancel()
+        now = time.time()
+        end = policy.next_end(now)
+        loop = asyncio.get_running_loop()
+        self._next_end = None if end is None else loop.call_later(end - now, self._grant_ended, policy)
+
+    def _grant_ended(self, policy: CompiledPolicy) -> None:
+        ended = self._gateway.expire()
+        if ended:
+            log.info("a grant ended, and exchanges under it", extra={"count": ended})
+        self._await_next_end(policy)
+
     def _prepare(self, service: Service) -> _Running:
-        upstream = self._connect(service)
-        server = Server(ServiceApp(self._gateway, service, upstream, _target(service)))
-        running = self._running[service.name] = _Running(service, upstream, server, set())
+        upstream, mirrors = self._connect(service), Mirrors()
+        server = Server(ServiceApp(self._gateway, service, upstream, _target(service), mirrors))
+        running = self._running[service.name] = _Running(service, upstream, server, mirrors, set())
         self._serve(running, service)
         return running
 
     def _serve(self, running: _Running, service: Service) -> None:
         """The same upstream and addresses, under changed rules."""
         running.service = service
-        running.server.app = ServiceApp(self._gateway, service, running.upstream, _target(service))
+        running.server.app = ServiceApp(self._gateway, service, running.upstream, _target(service), running.mirrors)
         running.server.limits = replace(self._http, header_bytes=service.limits.headers)
 
     def _is_served_here(self, service: Service) -> bool:

@@ -21,6 +21,7 @@ from .http.client import Response, UpstreamConnection
 from .http.exchange import Exchange
 from .http.pool import HttpUpstream
 from .jsonrpc import BodyError, parse
+from .mirrors import Mirrors
 from .passage import Passage
 from .trail import Asked, CallForms, Trail
 from .types import Allow, Allowance, Call, Caller, Policy, UpstreamError, UpstreamRequest, value
@@ -62,11 +63,14 @@ class _Habit:
 class Shortcuts:
     """Of one service, in front of an HTTP upstream."""
 
-    def __init__(self, gateway: Gateway, service: Service, upstream: HttpUpstream, trail: Trail) -> None:
+    def __init__(
+        self, gateway: Gateway, service: Service, upstream: HttpUpstream, trail: Trail, mirrors: Mirrors
+    ) -> None:
         self._gateway = gateway
         self._service = service
         self._upstream = upstream
         self._trail = trail
+        self._mirrors = mirrors
         self._habits: dict[tuple[object, str], _Habit] = {}
         self._learned = 0  # tools
 
@@ -75,7 +79,7 @@ class Shortcuts:
         habit = self._habits.get((exchange.head.kin, exchange.peer))
         if habit is None or not self._stands(habit, exchange):
             return None
-        call = self._call(exchange, habit.like)
+        call = self._call(exchange, habit)
         tool = habit.tools.get(call.name) if call is not None and call.name is not None else None
         if call is None or tool is None:
             return None
@@ -113,9 +117,9 @@ class Shortcuts:
             and not gateway.stopping
         )
 
-    def _call(self, exchange: Exchange, like: Call) -> Call | None:
-        """The call that the body makes behind a head that made `like`; None when it makes another sort, or none."""
-        body, limits = exchange.whole_body(), self._service.limits
+    def _call(self, exchange: Exchange, habit: _Habit) -> Call | None:
+        """The call that the body makes behind a head that is a habit; None when it makes another sort, or none."""
+        body, limits, like = exchange.whole_body(), self._service.limits, habit.like
         if body is None or len(body) > limits.body:
             return None
         try:
@@ -132,7 +136,7 @@ class Shortcuts:
             or not speaks_alike(params.get("_meta"), like.params.get("_meta"))
         ):
             return None
-        return Call(
+        call = Call(
             service=like.service,
             era=like.era,
             method=_METHOD,
@@ -144,6 +148,10 @@ class Shortcuts:
             version=like.version,
             client_info=like.client_info,
         )
+        head = exchange.head  # its Mcp-Param-* may say the arguments of another call
+        if self._mirrors and self._mirrors.contradiction(habit.caller, call, head.fields, head.repeated) is not None:
+            return None
+        return call
 
     def learn(self, asked: Asked, request: UpstreamRequest, decision: Allow) -> None:
         """This call was allowed and recorded: the next one like it will be passed on at once."""

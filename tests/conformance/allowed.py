@@ -43,10 +43,6 @@ _NO_RESUMPTION = (
     "A process on standard input and output has no events to resume, and answers with JSON when nothing comes before "
     "the result. Resumption is optional (2025-11-25, basic/transports), and the scenario unscored (pending)."
 )
-_MIRRORED_ARGUMENTS = (
-    "A process on standard input and output sees no headers, so it cannot hold Mcp-Param-* against the arguments; the "
-    "gateway decides on the arguments themselves. Unscored (pending) in this revision."
-)
 _TOLD_THE_VERSION = (
     "Refused with 403, the client tries initialize, which the suite's server refuses without a word of versions. The "
     "gateway names 2026-07-28, as basic/versioning demands of a modern server, so the client goes back and asks for a "
@@ -81,14 +77,6 @@ ALLOWED: tuple[Allowance, ...] = (
         check="sep-2243-server-accepts-whitespace-header-value",
         through=frozenset({"SUCCESS"}),
         reason=_WHITE_SPACE,
-    ),
-    Allowance(
-        run="stdio",
-        revision="2026-07-28",
-        scenario="http-custom-header-server-validation",
-        check="sep-2243-*",
-        through=frozenset({"FAILURE", "SUCCESS"}),
-        reason=_MIRRORED_ARGUMENTS,
     ),
     Allowance(
         run="stdio",

@@ -285,6 +285,7 @@ class Lab:
         patience: Patience | None = None,
         identity: IdentitySource | None = None,
         certificates: Certificates | None = None,
+        recheck: float = 0.1,
         **service: object,
     ) -> Running:
         url = upstream if isinstance(upstream, str) else f"http://127.0.0.1:{upstream.port}/mcp"
@@ -306,7 +307,7 @@ class Lab:
         )
         gateway.patience = patience or Patience()
         limits = http or HttpLimits(tick=0.05)
-        runtime = Runtime(gateway, limiter, connect, http=limits, certificates=certificates, recheck=0.1)
+        runtime = Runtime(gateway, limiter, connect, http=limits, certificates=certificates, recheck=recheck)
         runtime.start()
 
         async def stop() -> None:

@@ -95,6 +95,11 @@ def test_a_denied_argument_says_what_it_must_be() -> None:
     assert "'..'" in decision.message
 
 
+def test_the_next_end_of_a_grant_is_the_first_that_is_still_to_come() -> None:
+    tables = compiled(*(grant(id=f"g{end}", expires=end) for end in (30, None, 10, 20, 10)))
+    assert [tables.next_end(now) for now in (0.0, 9.9, 10.0, 20.0, 30.0)] == [10, 10, 20, 30, None]
+
+
 def test_any_grant_is_enough_for_an_argument() -> None:
     def under(path: str) -> tuple[ToolRules, ...]:
         return (ToolRules(tools=("get",), arguments=(ArgumentRule(argument="path", tests=(Under(paths=(path,)),)),)),)

@@ -249,13 +249,40 @@ async def test_a_revoked_tool_ends_only_its_own_stream(lab: Lab) -> None:
     assert (await clients[0].call(tool("add"))).code == Code.DENIED
 
 
-async def test_an_expired_grant_ends_running_streams(lab: Lab) -> None:
-    running = await lab.gateway(await lab.upstream(endless), grants=[BOBS_GRANT])
+async def test_each_grant_that_ends_ends_its_streams_without_waiting_for_a_look(lab: Lab) -> None:
+    grants = [{**BOBS_GRANT, "id": name, "tools": [name]} for name in ("first", "second", "extended", "lasting")]
+    upstream = await lab.upstream(endless)
+    running = await lab.gateway(upstream, grants=grants, recheck=3600)
+    clients = []
+    for grant in grants:
+        client = await lab.client(running, BOB)
+        client.send("POST", *tool(grant["id"]))
+        await client.head()
+        clients.append(client)
+    now = int(time.time())
+    ends = [now + 1, now + 2, now + 1, None]
+    await running.adopt([{**grant, "expires": end} for grant, end in zip(grants, ends, strict=True)])
+    ends[2] = now + 3600
+    await running.adopt([{**grant, "expires": end} for grant, end in zip(grants, ends, strict=True)])
+    for number in (0, 1):
+        assert b"the grant that allowed this has expired" in await clients[number].chunks()
+        assert time.time() >= ends[number]
+    assert not upstream.seen[2].gone.is_set()
+    assert not upstream.seen[3].gone.is_set()
+
+
+async def test_a_clock_that_is_set_beyond_the_end_of_a_grant_ends_its_streams_at_the_next_look(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await lab.gateway(
+        await lab.upstream(endless), grants=[{**BOBS_GRANT, "expires": int(time.time()) + 3600}]
+    )
     bob = await lab.client(running, BOB)
     bob.send("POST", *tool())
     await bob.head()
-    await running.adopt([{**BOBS_GRANT, "expires": int(time.time()) + 1}])
-    assert b"error" in await bob.chunks()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    assert b"the grant that allowed this has expired" in await bob.chunks()
 
 
 async def test_a_breached_limit_ends_the_callers_streams_and_passes_nothing_for_the_cool_down(lab: Lab) -> None:
