@@ -38,7 +38,6 @@ from .local_api import (
 from .local_client import NotRunningError, ask
 from .model import KernelError
 from .path_messages import Netcheck, NetcheckRequest, Paths, PathsRequest
-from .state import StateDir
 
 __all__ = ["app", "run_command"]
 
@@ -118,7 +117,9 @@ def join(
     if name is not None:
         config = config.model_copy(update={"name": late.join.choose_name(name)})
     facts = late.join.HostFacts(tuple(late.links.local_addresses()), tuple(late.links.host_networks()))
-    joined = late.join.join(StateDir(config.state_dir), config, _join_string(text, join_file), facts, say=_say)
+    joined = late.join.join(
+        late.state.StateDir(config.state_dir), config, _join_string(text, join_file), facts, say=_say
+    )
     node = joined.node
     typer.echo(
         f"{'joined' if joined.new else 'already joined'} {node.mesh.name} as {node.name}: {' '.join(node.addresses)}"
@@ -187,7 +188,7 @@ def status(
 def _joined(config: Config) -> str:
     """What the state directory says, for who may read it."""
     try:
-        node = StateDir(config.state_dir).node()
+        node = late.state.StateDir(config.state_dir).node()
     except AgentError:
         return ""
     return (

@@ -8,10 +8,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-__all__ = ["app", "daemon", "join", "links", "log", "naming", "pinging", "show", "show_paths"]
+__all__ = ["app", "daemon", "join", "links", "log", "naming", "pinging", "show", "show_paths", "state"]
 
 if TYPE_CHECKING:
-    from . import app, daemon, join, log, naming, pinging, show, show_paths
+    from . import app, daemon, join, log, naming, pinging, show, show_paths, state
     from .kernel import links
 else:
     _ELSEWHERE = {"links": ".kernel.links"}

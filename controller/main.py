@@ -12,32 +12,23 @@ import sys
 from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 import uvloop
 from pydantic import ValidationError
 
-from controller import backup as backups
-from controller import logs
-from controller.audit import BrokenChain
-from controller.backup import BackupError, verify_audit
-from controller.bootstrap import open_existing
+from controller import late
 from controller.clock import utc_now
-from controller.problems import Refused
-from controller.server import running
-from controller.settings import DEFAULT_STATE_DIR, Listen, Settings, SettingsError
-from controller.state_dir import StateDir, StateDirError
-from controller.store.engine import Engines, StoreError
-from controller.store.migrate import migrate as migrate_database
-from controller.tls import TlsError
-from controller.tokens import Tokens
-from controller.wire.rest import AdminRole, AdminTokenCreate
+from controller.settings import DEFAULT_STATE_DIR, Listen, Settings
+from controller.state_dir import StateDir
+
+if TYPE_CHECKING:
+    from controller.wire.rest import AdminRole
 
 __all__ = ["main"]
 
 _YOUNG: Final = 20_000  # objects between collections of the youngest
-_EXPECTED: Final = (SettingsError, StateDirError, StoreError, TlsError, Refused, BrokenChain, BackupError)
 
 app = typer.Typer(
     name="wardmesh-controller",
@@ -177,7 +168,7 @@ def serve(
         _fail(f"--log-level {log_level}: choose debug, info, warning or error")
     if log_format not in {"plain", "json"}:
         _fail(f"--log-format {log_format}: choose plain or json")
-    logs.configure(log_level, json_lines=log_format == "json")
+    late.logs.configure(log_level, json_lines=log_format == "json")
 
     async def run() -> None:
         settings = Settings(
@@ -209,7 +200,7 @@ def serve(
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with running(settings) as controller:
+        async with late.server.running(settings) as controller:
             if controller.first_token is not None:
                 _say(f"admin token (shown once): {controller.first_token}")
             _say(f"ready {controller.url}")
@@ -245,9 +236,9 @@ def migrate(*, state_dir: StateDirOption = DEFAULT_STATE_DIR, database_url: Data
         state = StateDir(state_dir)
         state.prepare()
         state.lock()
-        engines = Engines(settings.database)
+        engines = late.engine.Engines(settings.database)
         try:
-            before, after = await migrate_database(engines)
+            before, after = await late.migrate.migrate(engines)
         finally:
             await engines.dispose()
             state.unlock()
@@ -274,7 +265,7 @@ def backup(
     """
 
     async def run() -> None:
-        rows = await backups.back_up(Settings(state_dir=state_dir, database_url=database_url), file, utc_now)
+        rows = await late.backup.back_up(Settings(state_dir=state_dir, database_url=database_url), file, utc_now)
         _say(f"{rows} rows and the CA are in {file}")
 
     _run(run())
@@ -300,7 +291,7 @@ def restore(
     """
 
     async def run() -> None:
-        rows = await backups.restore(Settings(state_dir=state_dir, database_url=database_url), file, utc_now)
+        rows = await late.backup.restore(Settings(state_dir=state_dir, database_url=database_url), file, utc_now)
         _say(f"{rows} rows and the CA are restored; start the controller with the same options as before")
 
     _run(run())
@@ -330,15 +321,15 @@ def token_create(
         _fail(f"--role {role}: choose admin, member or read")
     granted: AdminRole = "admin" if role == "admin" else "member" if role == "member" else "read"
     try:
-        wanted = AdminTokenCreate(role=granted, user=user, note=note, ttl=ttl)
+        wanted = late.rest.AdminTokenCreate(role=granted, user=user, note=note, ttl=ttl)
     except ValidationError as error:
         _fail(error.errors()[0]["msg"].removeprefix("Value error, "))
 
     async def run() -> None:
         settings = Settings(state_dir=state_dir, database_url=database_url)
-        store = await open_existing(settings, utc_now)
+        store = await late.bootstrap.open_existing(settings, utc_now)
         try:
-            created = await Tokens(store, utc_now).create("system", wanted)
+            created = await late.tokens.Tokens(store, utc_now).create("system", wanted)
         finally:
             await store.close()
         _say(created.secret)
@@ -356,9 +347,9 @@ def audit_verify(*, state_dir: StateDirOption = DEFAULT_STATE_DIR, database_url:
     """
 
     async def run() -> None:
-        store = await open_existing(Settings(state_dir=state_dir, database_url=database_url), utc_now)
+        store = await late.bootstrap.open_existing(Settings(state_dir=state_dir, database_url=database_url), utc_now)
         try:
-            seq, last = await verify_audit(store)
+            seq, last = await late.backup.verify_audit(store)
         finally:
             await store.close()
         _say(f"{seq} entries, unbroken; the last hash is {last}")
@@ -376,7 +367,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work)
-    except _EXPECTED as error:
+    except late.failures.EXPECTED as error:
         _fail(str(error))
 
 

@@ -7,13 +7,12 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command."""
+    """Run the command. What only some commands need is imported while they run."""
     try:
-        command = import_module(".main", __package__).main
+        import_module(".main", __package__).main()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in {"controller", "agentd"}:
             raise
         sys.exit(f"wardmesh-controller: {error.name} is not installed: install wardmesh[controller]")
     except KeyboardInterrupt:
         sys.exit(130)
-    command()

@@ -6,20 +6,19 @@
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from .commands import audit, grants, keys, login, nodes, paths, peers, policy, services, status, tokens
-from .commands.options import examples
-from .errors import ClientError, InputError
-from .output import print_problem
+from . import late
+from .commands.help import examples
+from .verbs import Verbs
 
 __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="wardmesh",
+    cls=Verbs,
     help="Manage a wardmesh: hosts, keys, static peers and the policy between them.",
     epilog=examples(
         "wardmesh login https://mesh.example.com:8443",
@@ -32,22 +31,11 @@ app = typer.Typer(
     # A traceback with local variables could show a token.
     pretty_exceptions_enable=False,
 )
-login.add_to(app)
-status.add_to(app)
-app.add_typer(nodes.app, name="node")
-app.add_typer(keys.app, name="key")
-app.add_typer(peers.app, name="peer")
-app.add_typer(policy.app, name="policy")
-app.add_typer(grants.app, name="grant")
-app.add_typer(services.app, name="service")
-app.add_typer(paths.app, name="path")
-app.add_typer(audit.app, name="audit")
-app.add_typer(tokens.app, name="token")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"wardmesh {version('wardmesh')}")
+        print(f"wardmesh {late.version.VERSION}")
         raise typer.Exit
 
 
@@ -65,11 +53,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="wardmesh", standalone_mode=False)
         sys.stdout.flush()
-    except ClientError as error:
-        print_problem(error, as_json=as_json)
-        return error.exit_code
     except typer.TyperException as error:
         _print_usage_error(error, as_json=as_json)
+        return error.exit_code
+    except late.errors.ClientError as error:
+        late.output.print_problem(error, as_json=as_json)
         return error.exit_code
     except BrokenPipeError:
         # The reader (head, less) has gone; pointing stdout at nothing keeps the interpreter's last flush quiet.
@@ -84,4 +72,5 @@ def _print_usage_error(error: typer.TyperException, *, as_json: bool) -> None:
         return  # a group without a command: its help has been printed
     context: typer.Context | None = getattr(error, "ctx", None)
     command = context.command_path if context else "wardmesh"
-    print_problem(InputError(message.rstrip(".") + f". See `{command} --help`"), as_json=as_json)
+    problem = late.errors.InputError(message.rstrip(".") + f". See `{command} --help`")
+    late.output.print_problem(problem, as_json=as_json)

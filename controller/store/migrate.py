@@ -3,18 +3,18 @@
 In a checkout they are in `migrations/`; in an installed wheel the same files are in `controller/_migrations/`.
 """
 
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, column, inspect, select, table
 
 import controller
 from controller.store.engine import Engines, StoreError, lock_writers, translated
 
 __all__ = ["check_current", "migrate", "migrations_path"]
+
+_VERSION: Final = table("alembic_version", column("version_num"))
 
 
 def migrations_path() -> Path:
@@ -46,30 +46,33 @@ async def check_current(engines: Engines) -> None:
         )
 
 
-def _versions(connection: Connection) -> tuple[str | None, str | None]:
-    script = ScriptDirectory.from_config(_config())
-    return MigrationContext.configure(connection).get_current_revision(), script.get_current_head()
+def _versions(connection: Connection) -> tuple[str | None, str]:
+    return _present(connection), _known()[-1]
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(migrations_path()).replace("%", "%%"))
-    return config
+def _known() -> list[str]:
+    """The schemas of this version, oldest first: a migration's file begins with the revision that it makes."""
+    path = migrations_path()
+    found = sorted(file.name.partition("_")[0] for file in (path / "versions").glob("*_*.py"))
+    if not found:
+        raise StoreError(f"there is no migration in {path}: reinstall wardmesh[controller]")
+    return found
+
+
+def _present(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(_VERSION.name):
+        return None
+    return connection.scalar(select(_VERSION.c.version_num))
 
 
 def _upgrade(connection: Connection) -> tuple[str | None, str]:
-    config = _config()
-    config.attributes["connection"] = connection
-    script = ScriptDirectory.from_config(config)
-    head = script.get_current_head()
-    before = MigrationContext.configure(connection).get_current_revision()
-    if head is None:
-        raise StoreError(f"there is no migration in {migrations_path()}: reinstall wardmesh[controller]")
-    if before is not None and before not in {known.revision for known in script.walk_revisions()}:
+    before, known = _present(connection), _known()
+    head = known[-1]
+    if before is not None and before not in known:
         raise StoreError(
             f"the database has schema {before}, which this version does not know (its newest is {head}): "
             "it was written by a newer wardmesh-controller; upgrade this one"
         )
     if before != head:
-        command.upgrade(config, "head")
+        import_module("controller.store.upgrade").upgrade(connection, migrations_path())
     return before, head

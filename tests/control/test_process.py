@@ -327,10 +327,11 @@ class TestOtherCommands:
         assert "wardmesh-controller " + " ".join(command) in shown.stdout.replace("\n", " ")
 
 
-def test_a_host_without_the_extra_is_told_what_to_install() -> None:
+def test_a_host_without_the_extra_is_told_what_to_install(tmp_path: Path) -> None:
     # As on a host with wardmesh[agentd] alone: the web framework is not there.
     missing = "import sys; sys.modules['starlette'] = None; from controller.start import main; main()"
-    ended = subprocess.run([sys.executable, "-c", missing], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", missing, "serve", "--state-dir", str(tmp_path / "state")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "wardmesh[controller]" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -1,16 +1,15 @@
 """The database's schema: what migrations make, keep and refuse, on SQLite and on PostgreSQL."""
 
 import pytest
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from controller.records import Change
 from controller.store.engine import Engines, StoreError
 from controller.store.migrate import migrations_path
 from controller.store.models import Base
+from controller.store.upgrade import upgrade
 
 from .support import MovableClock, opened
 
@@ -18,7 +17,7 @@ from .support import MovableClock, opened
 async def test_a_database_of_the_first_schema_keeps_its_changes(database_url: str, clock: MovableClock) -> None:
     engines = Engines(database_url)
     async with engines.write.begin() as connection:
-        await connection.run_sync(_upgrade, "0001")
+        await connection.run_sync(upgrade, migrations_path(), "0001")
         await connection.execute(
             text("INSERT INTO changes (revision, time, nodes, policy) VALUES (1, :time, '[]', false)"),
             {"time": clock().replace(tzinfo=None) if engines.sqlite else clock()},
@@ -26,13 +25,6 @@ async def test_a_database_of_the_first_schema_keeps_its_changes(database_url: st
     await engines.dispose()
     async with opened(database_url, clock) as store:
         assert await store.news_after(0) == Change(1)
-
-
-def _upgrade(connection: Connection, revision: str) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(migrations_path()))
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
 
 
 async def test_the_schema_that_migrations_make_is_the_models(database_url: str) -> None:

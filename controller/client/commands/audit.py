@@ -15,7 +15,8 @@ from controller.wire.denials import HostDenial
 from controller.wire.rest import AuditEntry
 
 from . import calls
-from .options import JsonFlag, examples, group
+from .help import examples, group
+from .options import JsonFlag
 
 __all__ = ["app"]
 

@@ -17,7 +17,8 @@ from controller.client.rest import RestClient
 from controller.client.session import connect
 from controller.wire.call_records import CallEntry, CallRecord
 
-from .options import JsonFlag, examples, seconds
+from .help import examples
+from .options import JsonFlag, seconds
 
 __all__ = ["calls"]
 

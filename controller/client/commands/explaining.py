@@ -13,7 +13,8 @@ from controller.wire.rest import (
 )
 from controller.wire.services import CallQuestion
 
-from .options import JsonFlag, build, examples, json_object
+from .help import examples
+from .options import JsonFlag, build, json_object
 
 __all__ = ["COUNTERS_EXAMPLES", "EXPLAIN_EXAMPLES", "counters", "explain"]
 

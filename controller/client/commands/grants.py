@@ -14,7 +14,8 @@ from controller.client.output import ago, detail, note, plain, print_json, print
 from controller.client.session import connect
 from controller.wire.grants import GrantCalls, GrantCreate, GrantPatch, TemporaryGrant
 
-from .options import JsonFlag, build, examples, group, json_object, seconds
+from .help import examples, group
+from .options import JsonFlag, build, json_object, seconds
 from .waiting import wait_for_hosts
 
 __all__ = ["app"]

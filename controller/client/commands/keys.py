@@ -12,7 +12,8 @@ from controller.client.output import ago, detail, note, plain, print_json, print
 from controller.client.session import connect
 from controller.wire.rest import EnrolmentKey, EnrolmentKeyCreate
 
-from .options import JsonFlag, YesFlag, build, examples, group, seconds
+from .help import examples, group
+from .options import JsonFlag, YesFlag, build, seconds
 
 __all__ = ["app"]
 

@@ -17,23 +17,22 @@ from controller.client.output import note, print_json
 from controller.client.rest import RestClient
 from controller.client.trust import PinnedCa, fetch_ca, parse_fingerprint, system_context
 
-from .options import JsonFlag, examples
+from .help import examples, group
+from .options import JsonFlag
 
-__all__ = ["add_to"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add both commands to the top level."""
-    app.command(
-        epilog=examples(
-            "wardmesh login https://mesh.example.com:8443 --ca-sha256 4f0c…",
-            "wardmesh login https://mesh.example.com:8443 --ca ca.pem --token-file admin.token",
-            "pass mesh/admin | wardmesh login https://mesh.example.com --token-file -",
-        )
-    )(login)
-    app.command(epilog=examples("wardmesh logout"))(logout)
+__all__ = ["app"]
 
 
+app = group("Which controller is believed, and the token for it.", "wardmesh login https://mesh.example.com:8443")
+
+
+@app.command(
+    epilog=examples(
+        "wardmesh login https://mesh.example.com:8443 --ca-sha256 4f0c…",
+        "wardmesh login https://mesh.example.com:8443 --ca ca.pem --token-file admin.token",
+        "pass mesh/admin | wardmesh login https://mesh.example.com --token-file -",
+    )
+)
 def login(
     url: Annotated[str, typer.Argument(metavar="URL", help="https://HOST[:PORT]")],
     *,
@@ -69,6 +68,7 @@ def login(
         note(f"Logged in to mesh {status.mesh.name} at {url}; saved in {path}")
 
 
+@app.command(epilog=examples("wardmesh logout"))
 def logout(json: JsonFlag = False) -> None:
     """Forget the saved controller and token on this machine.
 

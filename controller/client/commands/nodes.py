@@ -12,7 +12,8 @@ from controller.client.output import ago, detail, note, plain, print_json, table
 from controller.client.session import connect
 from controller.wire.rest import Node, NodePatch
 
-from .options import JsonFlag, NodeArgument, YesFlag, build, examples, group
+from .help import examples, group
+from .options import JsonFlag, NodeArgument, YesFlag, build
 
 __all__ = ["app", "show_node"]
 

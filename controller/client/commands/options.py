@@ -18,8 +18,6 @@ __all__ = [
     "NodeArgument",
     "YesFlag",
     "build",
-    "examples",
-    "group",
     "json_object",
     "seconds",
 ]
@@ -33,17 +31,6 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="YAML or JSON
 
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhdw]?)")
-
-
-def group(help_text: str, *lines: str) -> typer.Typer:
-    """A group of commands; called without one, it prints its help."""
-    return typer.Typer(help=help_text, epilog=examples(*lines), no_args_is_help=True, rich_markup_mode="markdown")
-
-
-def examples(*lines: str) -> str:
-    """The end of a command's help."""
-    # Two spaces at a line's end are Markdown's line break.
-    return "  \n".join(("**Examples**", *(f"`{line}`" for line in lines)))
 
 
 def seconds(text: str) -> int:

@@ -8,7 +8,8 @@ import typer
 from controller.client.output import ago, plain, print_json, table
 from controller.client.session import connect
 
-from .options import JsonFlag, examples, group
+from .help import examples, group
+from .options import JsonFlag
 
 __all__ = ["app"]
 

@@ -18,7 +18,8 @@ from controller.client.session import connect
 from controller.client.wgquick import KeyPair, qr, with_private_key
 from controller.wire.rest import Node, StaticPeerCreate
 
-from .options import JsonFlag, NodeArgument, YesFlag, build, examples, group
+from .help import examples, group
+from .options import JsonFlag, NodeArgument, YesFlag, build
 
 __all__ = ["app"]
 

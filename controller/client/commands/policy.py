@@ -22,7 +22,8 @@ from controller.wire.rest import (
 )
 
 from . import explaining
-from .options import FileArgument, JsonFlag, build, examples, group, seconds
+from .help import examples, group
+from .options import FileArgument, JsonFlag, build, seconds
 from .waiting import wait_for_hosts
 
 __all__ = ["app"]

@@ -10,7 +10,8 @@ from controller.client.output import ago, detail, note, plain, print_json, table
 from controller.client.session import connect
 from controller.wire.services import MeshService, ServiceHost, ServiceMove
 
-from .options import JsonFlag, NodeArgument, build, examples, group
+from .help import examples, group
+from .options import JsonFlag, NodeArgument, build
 
 __all__ = ["app"]
 

@@ -1,21 +1,18 @@
 """status: the mesh in ten lines. ca: what clients of its services trust."""
 
-import typer
-
 from controller.client.output import detail, note, plain, print_json
 from controller.client.session import connect
 
-from .options import JsonFlag, examples
+from .help import examples, group
+from .options import JsonFlag
 
-__all__ = ["add_to"]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the command to the top level."""
-    app.command(epilog=examples("wardmesh status", "wardmesh status --json"))(status)
-    app.command(epilog=examples("wardmesh ca > mesh-ca.pem", "curl --cacert mesh-ca.pem https://…"))(ca)
+__all__ = ["app"]
 
 
+app = group("The mesh as a whole.", "wardmesh status")
+
+
+@app.command(epilog=examples("wardmesh status", "wardmesh status --json"))
 def status(json: JsonFlag = False) -> None:
     """Show the mesh as the controller sees it."""
     with connect() as controller:
@@ -39,6 +36,7 @@ def status(json: JsonFlag = False) -> None:
         note(f"{found.pending} waiting for approval: `wardmesh node list --state pending`")
 
 
+@app.command(epilog=examples("wardmesh ca > mesh-ca.pem", "curl --cacert mesh-ca.pem https://…"))
 def ca() -> None:
     """Print the mesh's CA certificate (PEM), for clients that call services over https."""
     with connect() as controller:

@@ -12,7 +12,8 @@ from controller.client.output import ago, note, plain, print_json, print_line, t
 from controller.client.session import connect
 from controller.wire.rest import AdminToken, AdminTokenCreate
 
-from .options import JsonFlag, YesFlag, build, examples, group, seconds
+from .help import examples, group
+from .options import JsonFlag, YesFlag, build, seconds
 
 __all__ = ["app"]
 

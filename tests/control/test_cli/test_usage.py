@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from controller.client.app import app
+from controller.client.verbs import VERBS
 
 from .bench import BIN, Cli, free_port
 
@@ -88,6 +89,12 @@ def test_the_list_of_commands_here_is_complete() -> None:
         named = set(re.findall(r"^│ ([a-z]+) ", panel, re.MULTILINE))
         listed = {command.split()[-1] for command in COMMANDS if command and " ".join(command.split()[:-1]) == group}
         assert named == listed
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_list_of_verbs_says_of_each_what_its_own_help_says(name: str) -> None:
+    own = VERBS[name].load(name).help
+    assert own.partition("\n\n")[0].replace("\n", " ") == VERBS[name].help
 
 
 @pytest.mark.parametrize(

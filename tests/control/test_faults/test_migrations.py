@@ -3,21 +3,15 @@
 from typing import Any
 
 import pytest
-from alembic import command
 from sqlalchemy import Connection, MetaData, Table, insert, select
 
 from controller.store.engine import Engines
-from controller.store.migrate import _config, migrate, migrations_path
+from controller.store.migrate import migrate, migrations_path
+from controller.store.upgrade import upgrade
 
 from ..support import MovableClock
 
 REVISIONS = sorted(path.name.partition("_")[0] for path in (migrations_path() / "versions").glob("*.py"))
-
-
-def upgrade(connection: Connection, revision: str) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
 
 
 def tables(connection: Connection) -> list[Table]:
@@ -58,7 +52,7 @@ async def test_data_of_a_released_schema_is_kept(database_url: str, clock: Movab
     engines = Engines(database_url)
     try:
         async with engines.write.begin() as connection:
-            await connection.run_sync(upgrade, revision)
+            await connection.run_sync(upgrade, migrations_path(), revision)
             before = await connection.run_sync(fill, clock, not engines.sqlite)
         assert await migrate(engines) == (revision, REVISIONS[-1])
         async with engines.read.connect() as connection:
