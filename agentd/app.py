@@ -143,7 +143,13 @@ def _join_string(text: str | None, file: Path | None) -> str:
     raise typer.BadParameter("give a join string, '-' to read it from standard input, or --join-file FILE")
 
 
-@app.command(epilog=_examples("agentd --config /etc/wardmesh/agentd.toml run", "sudo agentd run --gateway"))
+@app.command(
+    epilog=_examples(
+        "agentd --config /etc/wardmesh/agentd.toml run",
+        "sudo agentd run --gateway",
+        "sudo agentd run --gateway --workers 4 --spool-size 1024 --grace 30",
+    )
+)
 def run(
     context: typer.Context,
     gateway: Annotated[
@@ -152,11 +158,29 @@ def run(
             "--gateway", help="Start the MCP gateway too while there is something to serve, as the configured user."
         ),
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="How many processes of that gateway carry calls  [default: 1]")
+    ] = None,
+    spool_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65536, help="MiB of records that each of them keeps while nobody takes them  [default: 256]"
+        ),
+    ] = None,
+    grace: Annotated[
+        float | None,
+        typer.Option(min=0, max=3600, help="Seconds that running calls have when the gateway stops  [default: 3]"),
+    ] = None,
 ) -> None:
-    """Run the daemon in the foreground; it logs to standard error."""
+    """Run the daemon in the foreground; it logs to standard error. What is not given, the configuration file says."""
     config: Config = context.obj.load()
+    given = {"gateway_workers": workers, "gateway_spool_size": spool_size, "gateway_grace": grace}
+    update: dict[str, object] = {key: value for key, value in given.items() if value is not None}
     if gateway and not config.gateway:
-        config = config.model_copy(update={"gateway": True})
+        update["gateway"] = True
+    elif update and not config.gateway:
+        raise typer.BadParameter("--workers, --spool-size and --grace are for the gateway: give --gateway as well")
+    config = config.model_copy(update=update)
     late.log.set_up(config.log_level, config.log_format)
     raise typer.Exit(late.daemon.run(config))
 

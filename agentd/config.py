@@ -74,7 +74,9 @@ class Config(Message):
 
     `dns`: where the mesh's names are answered for, False: nowhere. `hosts_file`: where they are kept while nobody asks
     there, False: nowhere. `gateway`: agentd starts the MCP gateway, as
-    GATEWAY_USER or as the user that is named; False: somebody else does. `stun_port`: the first of the controller's two
+    GATEWAY_USER or as the user that is named; False: somebody else does. That one has `gateway_workers` processes,
+    `gateway_spool_size` MiB of disk for the records of each, and `gateway_grace` seconds for running calls when it
+    stops. `stun_port`: the first of the controller's two
     UDP ports that tell this host from where it is seen; False: it is not asked. `metrics`: where Prometheus may ask,
     whoever reaches that address; False: nowhere.
     """
@@ -96,6 +98,9 @@ class Config(Message):
     hosts_file: Annotated[Path | Literal[False], AfterValidator(_check_hosts_file)] = Path("/etc/hosts")
     dns: Annotated[Endpoint | Literal[False], AfterValidator(_check_dns)] = "127.0.0.1:5354"
     gateway: bool | Annotated[str, AfterValidator(_check_user)] = False
+    gateway_workers: Annotated[int, Field(ge=1, le=256, strict=True)] = 1
+    gateway_spool_size: Annotated[int, Field(ge=1, le=65536, strict=True)] = 256
+    gateway_grace: Annotated[float, Field(ge=0, le=3600)] = 3.0
     metrics: Endpoint | Literal[False] = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["plain", "json"] = "plain"

@@ -27,7 +27,7 @@ log = logging.getLogger("agentd.gateway_process")
 _FIRST_PAUSE: Final = 0.5  # seconds
 _LONGEST_PAUSE: Final = 60.0
 _STEADY: Final = 60.0  # seconds after which an end is no sign of a fault that will repeat
-_GRACE: Final = 3.0  # seconds that running calls have when agentd ends
+_BEYOND_GRACE: Final = 10.0  # seconds that it has to end once running calls have had their time
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -78,7 +78,11 @@ class GatewayProcess:
     """Runs one gateway while `serving` has something to serve."""
 
     def __init__(self, config: Config, user: User, serving: Serving) -> None:
-        self._socket, self._level, self._directory = config.socket, config.log_level, config.gateway_dir
+        self._socket, self._directory, self._grace = config.socket, config.gateway_dir, config.gateway_grace
+        self._options = (
+            *("--workers", str(config.gateway_workers), "--spool-size", str(config.gateway_spool_size)),
+            *("--grace", str(config.gateway_grace), "--log-level", config.log_level),
+        )
         self._user = user
         self._serving = serving
         self._look = asyncio.Event()
@@ -144,7 +148,7 @@ class GatewayProcess:
                 return f"the gateway ended with {_described(process.returncode)}: its own log says why"
             finally:
                 unwanted.cancel()
-                await _stop(process)
+                await _stop(process, self._grace)
                 await asyncio.gather(exited, unwanted, return_exceptions=True)
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -152,8 +156,8 @@ class GatewayProcess:
         # Whoever opens agentd's socket needs its group; the user may be in it already.
         group = self._socket.stat().st_gid
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "agentd.gateway", "--with-parent", "--grace", str(_GRACE)),
-            *("--state-dir", self._directory, "--agent-socket", self._socket, "--log-level", self._level),
+            *(sys.executable, "-P", "-m", "agentd.gateway", "--with-parent"),
+            *("--state-dir", self._directory, "--agent-socket", self._socket, *self._options),
             # It reads the end of this pipe when we die, however that is, and stops.
             stdin=asyncio.subprocess.PIPE,
             cwd="/",
@@ -190,13 +194,13 @@ def remove_files(directory: Path) -> list[str]:
     ]
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
+async def _stop(process: asyncio.subprocess.Process, grace: float) -> None:
     if process.returncode is not None:
         return
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
-        async with asyncio.timeout(_GRACE + 5):
+        async with asyncio.timeout(grace + _BEYOND_GRACE):
             await process.wait()
     except TimeoutError:
         log.warning("the gateway did not end and was killed", extra={"pid": process.pid})

@@ -40,7 +40,15 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("frobnicate",), ("whois",), ("whois", "nobody"), ("status", "--jsn"), ("join",), ("leave", "now")],
+    [
+        ("frobnicate",),
+        ("whois",),
+        ("whois", "nobody"),
+        ("status", "--jsn"),
+        ("join",),
+        ("leave", "now"),
+        ("run", "--workers", "2"),
+    ],
 )
 def test_wrong_usage_is_2_and_points_to_the_help(arguments: tuple[str, ...], tmp_path: Path) -> None:
     refused = agentd(*arguments, directory=tmp_path)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("root")
 class Daemon:
     """The parts of agentd that a gateway of its own needs."""
 
-    def __init__(self, directory: Path) -> None:
-        self.config = Config(state_dir=directory / "agentd", socket=directory / "agentd.sock", gateway=USER)
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.config = Config(state_dir=directory / "agentd", socket=directory / "agentd.sock", gateway=USER, **settings)
         self.agent = Agent(self.config.socket)
         self.user = gateway_user(self.config)
         self.gateway = GatewayProcess(self.config, self.user, self.agent.serving)
@@ -145,6 +146,23 @@ async def test_it_ends_with_the_daemon(directory: Path) -> None:
         process = await daemon.process()
         await soon(lambda: not refused_at(port), START)
     assert not process.is_running()
+
+
+async def test_it_has_the_workers_spool_and_grace_that_the_configuration_names(directory: Path) -> None:
+    settings = {"gateway_workers": 2, "gateway_spool_size": 7, "gateway_grace": 0.5}
+    async with Daemon(directory, **settings).running() as daemon:
+        daemon.agent.serving.adopt(some_map())
+        await soon(lambda: {one.worker for one in daemon.agent.serving.followers} == {0, 1}, START)
+        workers = [psutil.Process(one.process) for one in daemon.agent.serving.followers]
+        (parent,) = {worker.ppid() for worker in workers}
+        for process in (psutil.Process(parent), *workers):
+            command = process.cmdline()
+            assert {name: command[command.index(name) + 1] for name in ("--workers", "--spool-size", "--grace")} == {
+                "--workers": "2",
+                "--spool-size": "7",
+                "--grace": "0.5",
+            }
+        assert {path.name for path in (daemon.config.gateway_dir / "spool").iterdir()} == {"0", "1"}
 
 
 async def test_who_leaves_takes_its_files_along(daemon: Daemon) -> None:

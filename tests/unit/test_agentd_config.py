@@ -47,6 +47,9 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         socket = "/run/mesh.sock"
         socket_group = "mesh"
         gateway = "mesh-gateway"
+        gateway_workers = 4
+        gateway_spool_size = 1024
+        gateway_grace = 0.5
         hosts_file = "/etc/netns/mesh/hosts"
         dns = "127.0.0.2:53"
         log_level = "debug"
@@ -68,6 +71,9 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         ('dns = "127.0.0.1"', "is not an endpoint"),
         ('hosts_file = "hosts"', "give one from /, or false"),
         ('gateway = "no body"', "give true, false or a user's name"),
+        ("gateway_workers = 0", "gateway_workers: must be greater than or equal to 1 (found 0)"),
+        ("gateway_spool_size = 0.5", "gateway_spool_size: must be a valid integer (found 0.5)"),
+        ("gateway_grace = -1", "gateway_grace: must be greater than or equal to 0 (found -1)"),
         ('metrics = "9586"', "metrics"),
         ("zzz = 1", "unknown key 'zzz': known keys are name, addresses"),
         ("listen_port = 0", "listen_port: must be greater than or equal to 1 (found 0)"),
