@@ -139,11 +139,17 @@ class Client:
     def send(
         self, method: str, data: bytes = b"", headers: Mapping[str, str] | None = None, path: str = "/mcp"
     ) -> None:
+        self.writer.write(self.request_head(method, data, headers, path) + data)
+
+    def request_head(
+        self, method: str, data: bytes, headers: Mapping[str, str] | None = None, path: str = "/mcp"
+    ) -> bytes:
+        """What `send` sends before the body."""
         given = {"host": self.host, "accept": ACCEPT, **(headers or {})}
         if data or method == "POST":
             given = {"content-type": "application/json", **given, "content-length": str(len(data))}
         lines = "".join(f"{name}: {value}\r\n" for name, value in given.items() if value is not None)
-        self.writer.write(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + data)
+        return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
 
     async def head(self) -> tuple[int, list[tuple[str, str]]]:
         raw = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), BOUND)

@@ -22,7 +22,9 @@ SEED = int(os.environ.get("WARDMESH_FUZZ_SEED", "0")) or time.time_ns() % 2**32
 CLIENTS = 32
 # What a server that takes `_` for `-` would read as a header that was judged, or that is ours to set.
 MISTAKEN = re.compile(r"(?=.*_)(wardmesh|mcp|x[-_]forwarded|content|transfer|last[-_]event)[-_](?!param-).*")
-HASTY = HttpLimits(head_seconds=0.2, body_pause=0.2, body_seconds=0.5, idle_seconds=2, linger=0.1, tick=0.05)
+HASTY = HttpLimits(
+    head_seconds=0.2, body_pause=0.2, body_seconds=0.5, idle_seconds=2, gather_seconds=0.1, linger=0.1, tick=0.05
+)
 GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add"]}
 
 

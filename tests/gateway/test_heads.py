@@ -32,17 +32,25 @@ def known(**fields: object) -> KnownHeads:
 def test_a_known_head_is_found_with_the_length_and_body_of_each_request(body: bytes) -> None:
     found = known().find(request(body), LIMITS)
     assert found is not None
-    again, start = found
-    assert request(body)[start:] == body
-    assert again.headers == head(len(body)).headers
-    assert again.fields == head(len(body)).fields
+    assert found.is_all_of(request(body))
+    assert found.body(request(body)) == body
+    assert found.head.headers == head(len(body)).headers
+    assert found.head.fields == head(len(body)).fields
+
+
+@pytest.mark.parametrize("data", [request(b"four")[:-1], request(b"four")[:-4], request(b"four") + b"G"])
+def test_a_known_head_tells_where_its_message_ends_whatever_came(data: bytes) -> None:
+    found = known().find(data, LIMITS)
+    assert found is not None
+    assert found.size == len(request(b"four"))
+    assert not found.is_all_of(data)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        request(b"four")[:-1],  # more is to come
-        request(b"four") + b"G",  # another request follows
+        request(b"four")[:-5],  # more of the head is to come
+        request(b"x" * 100_000),  # too large to be kept together
         request(b"four", after=b"\r\nmcp-name: y"),
         request(b"four", before=START + b"content-length: 4\r\n"),
         request(b"four", before=START + b"transfer-encoding: chunked\r\n"),
@@ -92,7 +100,7 @@ def test_heads_that_differ_in_their_length_alone_are_kin() -> None:
     heads.learn(request(b"four", after=b"\r\nmcp-name: y"), head(4), b"four", LIMITS)
     found = [heads.find(request(body), LIMITS) for body in (b"four", b"three", b"four")]
     other = heads.find(request(b"four", after=b"\r\nmcp-name: y"), LIMITS)
-    kin = [one[0].kin for one in (*found, other) if one is not None]
+    kin = [one.head.kin for one in (*found, other) if one is not None]
     assert kin[0] is not None
     assert kin[0] is kin[1] is kin[2] is not kin[3]
 
@@ -130,16 +138,15 @@ def read(data: bytes, body: bytes, status: int = 200) -> KnownAnswers:
 def test_a_known_answers_head_is_found_with_the_length_of_each(body: bytes) -> None:
     found = read(answer(b"four", b"x-a: 1\r\n"), b"four").find(answer(body, b"x-a: 1\r\n"))
     assert found is not None
-    head, start = found
-    assert (head.status, head.headers) == (200, [(b"content-length", b"%d" % len(body)), (b"x-a", b"1")])
-    assert answer(body, b"x-a: 1\r\n")[start:] == body
+    assert (found.head.status, found.head.headers) == (200, [(b"content-length", b"%d" % len(body)), (b"x-a", b"1")])
+    assert found.is_all_of(answer(body, b"x-a: 1\r\n"))
+    assert found.body(answer(body, b"x-a: 1\r\n")) == body
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        answer(b"four")[:-1],
-        answer(b"four") + b"H",
+        answer(b"four")[:-5],
         answer(b"four", b"x: 1\r\n"),
         answer(b"four", b"transfer-encoding: chunked\r\n"),
         answer(b"four", b"connection: close\r\n"),

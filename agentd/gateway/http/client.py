@@ -4,7 +4,6 @@ Knows framing; which connection to use and when to try again is the pool's.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, cast
 
@@ -12,7 +11,7 @@ import httptools
 
 from ..types import UpstreamError
 from .head import AnswerHead
-from .heads import KnownAnswers
+from .heads import Known, KnownAnswers
 
 __all__ = ["Heard", "Response", "UpstreamConnection"]
 
@@ -34,7 +33,7 @@ class Response:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self._connection: UpstreamConnection | None = connection
-        self._chunks: deque[bytes] = deque()
+        self._chunks: list[bytes] = []
 
     def came_whole(self, head: AnswerHead, body: bytes) -> None:
         """The answer is there, behind a head that is known."""
@@ -59,11 +58,8 @@ class Response:
                 await self._waiter
             finally:
                 self._waiter = None
-        if len(self._chunks) == 1:
-            data = self._chunks.popleft()
-        else:
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
         self._held = 0
         if self._connection is not None:
             self._connection.let_come()
@@ -119,6 +115,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_is_head",
         "_keep",
         "_known",
+        "_last",
         "_loop",
         "_parser",
         "_paused",
@@ -136,6 +133,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, released: Callable[["UpstreamConnection", bool], None], known: KnownAnswers) -> None:
         self._released = released
         self._known = known
+        self._last: Known[AnswerHead] | None = None  # of an answer on this connection: the next is most often like it
         self._loop = asyncio.get_running_loop()
         self._parser: Any = httptools.HttpResponseParser(self)
         self._response: Response | None = None
@@ -237,9 +235,13 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()  # nobody asked: whatever it is, it must not answer the next request
             return
         fresh, self._fresh = self._fresh, False
-        if fresh and (found := self._known.find(data)) is not None:
-            head, start = found
-            response.came_whole(head, data[start:])
+        known = self._last if fresh else None
+        if fresh and (known is None or not known.is_all_of(data)):
+            known = self._last = self._known.find(data)
+            if known is not None and known.size != len(data):
+                known = None
+        if known is not None:
+            response.came_whole(known.head, known.body(data))
             self._response = None
             self._keep = True
             if self._pump is None:

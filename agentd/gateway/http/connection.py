@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
+from .arrivals import Arrivals
 from .exchange import Begun, Exchange
-from .head import BadRequestError, RequestHead, check_request, render_head
+from .head import BadRequestError, RequestHead, check_request, render_fault
 from .offers import body_parser
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0  # of segments that held nothing but a part of the head
         self._segment = 0  # bytes of the segment that is being read
         self._now = 0.0  # when it came
+        self._arrivals = Arrivals(server.heads, server.limits)
+        self._finished: Exchange | None = None  # that just arrived, through the parser
         self._offered = False  # the head that is arriving offers an upgrade
         self._discarding = False
         self._retired = False
@@ -53,8 +56,7 @@ class Connection(asyncio.Protocol):
         self.closed = False
         self.deadline = math.inf
         self.transport: asyncio.Transport
-        self.peer = ""
-        self.local: tuple[str, int] = ("", 0)
+        self.peer, self.local = "", ("", 0)
 
     # --- events of the transport
 
@@ -74,28 +76,40 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._discarding or self._fault is not None or self.closed:
             return
+        if self._incoming is not None or self._queue:
+            self._parse(data, between=False)
+            return
+        arrived = self._arrivals.take(data)
+        if isinstance(arrived, tuple):
+            self._arrived_whole(*arrived)
+        elif arrived is not None:
+            self._parse(arrived, between=True)
+        elif self._current is None:
+            self.deadline = self._loop.time() + self.limits.gather_seconds
+
+    def _parse(self, data: bytes, *, between: bool) -> None:
+        """Bytes behind no known head. `between`: they begin a request."""
         self._now = self._loop.time()
         self._segment = len(data)
         unfinished = self._incoming
-        between = unfinished is None and not self._queue
-        if between:
-            known = self._server.heads.find(data, self.limits)
-            if known is not None:
-                head, start = known
-                self._arrived_whole(head, data[start:])
-                return
-            if self._current is None:
-                self.deadline = self._now + self.limits.head_seconds
+        self._arrivals.parsed(data, anew=between)
+        if between and self._current is None:
+            self.deadline = self._now + self.limits.head_seconds
         try:
             self._parser.feed_data(data)
-            if between and self._incoming is None:
-                self._remember(data)
+            if self._finished is not None:
+                self._remember(self._finished)
             if unfinished is not None and unfinished is self._incoming and not unfinished.complete_head:
                 self._count_head(len(data))
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_after_offer(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._blame(_fault_of(error))
+
+    def _stop_gathering(self) -> None:
+        """The parser is to have what came of a request, if anything did, and the task to wait for the rest."""
+        if self._arrivals.unfinished:
+            self._parse(self._arrivals.release(), between=True)
 
     def _arrived_whole(self, head: RequestHead, body: bytes) -> None:
         """A whole request behind a head that the parser knows already."""
@@ -109,12 +123,10 @@ class Connection(asyncio.Protocol):
             self._queue.append(exchange)
             self._wake()
 
-    def _remember(self, data: bytes) -> None:
-        if self._fault is None and len(self._queue) == 1:
-            exchange = self._queue[0]
-            body = exchange.whole_body()
-            if body is not None and exchange.keep_alive:
-                self._server.heads.learn(data, exchange.head, body, self.limits)
+    def _remember(self, finished: Exchange) -> None:
+        self._finished = None
+        if self._fault is None and finished.keep_alive and (body := finished.whole_body()) is not None:
+            self._arrivals.learn(finished.head, body)
 
     def eof_received(self) -> bool:
         return False  # half a connection is no connection: a client that stopped sending has cancelled
@@ -198,15 +210,14 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         if self._incoming is not None:
-            held_back = self._incoming.body_arrived(body)
             # a client that is held back is not the one who is slow
-            self.deadline = math.inf if held_back else self._now + self.limits.body_pause
+            self.deadline = math.inf if self._incoming.body_arrived(body) else self._now + self.limits.body_pause
 
     def on_message_complete(self) -> None:
         if self._offered or self._incoming is None or self._fault is not None:
             return
         self._incoming.body_ended()
-        self._incoming = None
+        self._finished, self._incoming = self._incoming, None
         self.deadline = math.inf
 
     def _go_on_after_offer(self, rest: bytes) -> None:
@@ -316,19 +327,13 @@ class Connection(asyncio.Protocol):
         elif not exchange.keep_alive:
             self.transport.close()
         else:
-            arriving = self._incoming is not None
+            arriving = self._incoming is not None or self._arrivals.unfinished
             self.deadline = self._loop.time() + (self.limits.head_seconds if arriving else self.limits.idle_seconds)
             return True
         return False
 
     def _refuse(self, fault: BadRequestError) -> None:
-        body = f"{fault}\n".encode()
-        headers = [
-            (b"content-type", b"text/plain; charset=utf-8"),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        self.transport.write(render_head(fault.status, headers) + body)
+        self.transport.write(render_fault(fault))
         self._linger()
 
     def _linger(self) -> None:
@@ -364,6 +369,8 @@ class Connection(asyncio.Protocol):
         self.deadline = math.inf
         if self._discarding or self._drained is not None:
             self.transport.abort()
+        elif self._arrivals.unfinished:
+            self._stop_gathering()
         elif self._incoming is not None or (self._current is not None and not self._current.complete_body):
             self._blame(BadRequestError(408, "the request took too long to arrive"))
         elif self._current is None and not self._queue:
@@ -372,6 +379,7 @@ class Connection(asyncio.Protocol):
     def retire(self) -> None:
         """No request after the present one."""
         self._retired = True
+        self._stop_gathering()
         if self._current is None:
             self._wake()
         else:

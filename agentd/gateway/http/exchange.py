@@ -5,7 +5,6 @@ Knows framing (RFC 9112 sections 6 and 7); nothing of what is said.
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,7 +58,7 @@ class Exchange:
     def __init__(self, connection: "Connection", head: RequestHead) -> None:
         self._connection = connection
         self.head = head
-        self._body: deque[bytes] = deque()
+        self._body: list[bytes] = []
 
     @property
     def peer(self) -> str:
@@ -79,7 +78,7 @@ class Exchange:
         if declared is not None and int(declared) > limit:
             raise BadRequestError(413, f"the body is larger than {limit} bytes")
         if self.complete_body and len(self._body) == 1 and self._buffered <= limit:
-            return self._body.popleft()
+            return self._body.pop()
         self._whole = True
         self._let_come()
         self._invite()
@@ -97,8 +96,7 @@ class Exchange:
         self._invite()
         while True:
             while self._body:
-                data = self._body.popleft()
-                self._buffered -= len(data)
+                data, self._body, self._buffered = b"".join(self._body), [], 0
                 yield data
             self._let_come()
             if self.complete_body:
@@ -139,8 +137,10 @@ class Exchange:
         self.complete_head = self.complete_body = True
 
     def whole_body(self) -> bytes | None:
-        """The body, if it has come whole, in one piece."""
-        return self._body[0] if self.complete_body and len(self._body) == 1 else None
+        """The body, if it is all there."""
+        if len(self._body) > 1 and self.complete_body:
+            self._body = [b"".join(self._body)]
+        return self._body[0] if self.complete_body and self._body else None
 
     def take_body(self) -> None:
         """It was passed on."""

@@ -22,6 +22,7 @@ __all__ = [
     "connection_options",
     "find",
     "reason",
+    "render_fault",
     "render_head",
     "without_hop_by_hop",
 ]
@@ -155,3 +156,14 @@ def render_head(status: int, headers: Headers) -> bytes:
     lines += [b"%b: %b\r\n" % pair for pair in headers]
     lines.append(b"\r\n")
     return b"".join(lines)
+
+
+def render_fault(fault: BadRequestError) -> bytes:
+    """The whole answer that says it, after which the connection ends."""
+    body = f"{fault}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    return render_head(fault.status, headers) + body
