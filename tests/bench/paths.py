@@ -1,42 +1,48 @@
 """How soon hosts behind NATs and firewalls reach each other, what a relay costs, what a change of path costs a flow.
 
 All with kernel WireGuard in one lab, where the hosts share a CPU. Throughput is compared in the same run: direct, by
-way of a relay's kernel, and by way of a UDP forwarder in user space on the relay's host.
+way of a relay's kernel, and by way of relays in user space on the same host: coturn, and the plainest forwarder.
 """
 
+import argparse
 import itertools
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
 from socket import AF_INET, SOCK_STREAM
 from typing import Final
 
-from tests.bench.acl import iperf3
-from tests.bench.figures import Bench, alternate
-from tests.kernel.finders import KINDS, PORT, Finder, finders, in_theory
-from tests.kernel.maps import Member, netmap, with_relays
-from tests.kernel.nodes import Node, listening
+from tests.bench.figures import Bench
+from tests.bench.relaying.programs import installed
+from tests.bench.relaying.throughput import throughput
+from tests.kernel.finders import KINDS, Finder, finders, in_theory
+from tests.kernel.nodes import listening
 from tests.kernel.parting import PER_SECOND, join, look_again, part, stream
-from tests.kernel.test_relays import behind
-from tests.lab import Lab, eventually
+from tests.lab import eventually
 from tests.unit.path_load import packets_per_second
 
 NEEDS_KERNEL = True
 PATIENCE: Final = 30.0  # seconds
-ROUNDS: Final = 3
 SECONDS: Final = 4  # of the stream during which paths change
-FORWARDER: Final = Path(__file__).with_name("forwarder.c")
 
 
-def measure(bench: Bench) -> None:
+def prepare() -> None:
+    """Install coturn and build what it is used with, which needs the network."""
+    installed()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", choices=PARTS, help="measure this part alone")
+
+
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    for name, measure_part in PARTS.items():
+        if options.only in {None, name}:
+            measure_part(bench)
+
+
+def load(bench: Bench) -> None:
     bench.bar("packets_per_second_500_peers", packets_per_second(500), "<=", 5)
-    cells(bench)
-    changes(bench)
-    throughput(bench)
 
 
 def until(what: str, holds: Callable[[], bool]) -> float:
@@ -115,46 +121,4 @@ def roam(one: Finder, other: Finder) -> float:
     return took
 
 
-def throughput(bench: Bench) -> None:
-    """TCP between two hosts: direct, by way of the relay's kernel, by way of a process on the relay's host."""
-    with Lab() as lab, ExitStack() as ending:
-        switch = lab.switch("internet")
-        relay, left, right = (
-            Node(lab.host(name, switch), n, "kernel") for n, name in enumerate(("relay", "left", "right"), 1)
-        )
-        for node in (relay, left, right):
-            ending.callback(node.end)
-        relay.host.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
-        program = relay.host.directory / "forwarder"
-        subprocess.run(("cc", "-O2", "-o", program, FORWARDER), check=True)
-        relay.host.start(program, "7000", left.host.address, "7001", right.host.address, str(PORT))
-        members = (left.member, right.member)
-        wanted = netmap(relay.member, *members, rules=())
-        relay.apply(with_relays(wanted, relay.member, between=[members]))
-
-        def way(to_left: str, to_right: str) -> Callable[[], float]:
-            def run() -> float:
-                for node, peer, endpoint in ((left, right, to_right), (right, left, to_left)):
-                    node.apply(with_relays(netmap(node.member, at(peer.member, endpoint)), relay.member))
-                eventually(lambda: left.ping(right.member.address), PATIENCE, what="an answer")
-                return iperf3(left, right)
-
-            return run
-
-        found = alternate(
-            {
-                "direct": way(left.member.endpoints[0], right.member.endpoints[0]),
-                "relay, in its kernel": way(behind(relay.member, left.member), behind(relay.member, right.member)),
-                "forwarder, in user space": way(f"{relay.host.address}:7001", f"{relay.host.address}:7000"),
-            },
-            ROUNDS,
-        )
-    direct, relayed, forwarded = (runs.highest for runs in found.values())
-    rows = [(name, runs.highest, runs.median, runs.highest / direct) for name, runs in found.items()]
-    bench.table("TCP between two hosts", ("", "Mbit/s", "median", "of direct"), rows)
-    bench.bar("relayed_of_direct", relayed / direct, ">=", 0.25)
-    bench.bar("relayed_of_forwarder", relayed / forwarded, ">=", 3)
-
-
-def at(member: Member, endpoint: str) -> Member:
-    return replace(member, endpoints=(endpoint,))
+PARTS: Final = {"load": load, "cells": cells, "changes": changes, "throughput": throughput}
