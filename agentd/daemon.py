@@ -202,6 +202,7 @@ class _Daemon:
             private_key=lambda: self._key.raw,
             changed=lambda: self._applier.wake("paths"),
             seen=self._telling.changed,
+            read=kernel.peers,
         )
         notices += self._hear_denied()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()

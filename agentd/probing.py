@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from controller.wire.base import Endpoint, split_endpoint
@@ -25,6 +26,7 @@ from .mapping import PortMapping
 from .pairs import Pairs
 from .path_mtu import PathMtu
 from .path_report import Reached
+from .path_traffic import PathTraffic, ReadPeers
 from .paths.checks import Checks, State, View
 from .paths.discovery import Discovery, NatKind, ServerView
 from .paths.meeting import Meeting
@@ -32,13 +34,13 @@ from .paths.prefer import Preference
 from .paths.relay_use import RelayUse, RelayView
 from .plan import Choices
 from .probe_socket import ProbeSocket
-from .stun_servers import find_servers
+from .questions import Questions
+from .stun_servers import follow_servers
 
 __all__ = ["Prober"]
 
 log = logging.getLogger("agentd.probing")
 
-_RESOLVE_RETRY: Final = 60.0  # seconds
 _LARGEST: Final = 65535  # bytes: a peer's questions have the sizes that it wants to know of
 _AT_ONCE: Final = 50  # keys shared with peers: some milliseconds
 _INSIST: Final = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between two times that a choice is told
@@ -47,18 +49,10 @@ _SOFTWARE: Final = b"wardmesh agentd     "
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """Asked once, outside of the checks. `answer` becomes the time at which it came."""
-
-    node: NodeId
-    endpoint: Endpoint
-    answer: asyncio.Future[float]
-
-
-@dataclass(frozen=True, slots=True)
 class _Links:
     changed: Callable[[], None]
     seen: Callable[[], None]
+    read: ReadPeers | None
 
 
 class Prober:
@@ -88,7 +82,8 @@ class Prober:
         self._checks, self._discovery, self._pairs = Checks(self._prefer), Discovery(), Pairs()
         self._meeting = Meeting()
         self._given: dict[NodeId, Endpoint | None] = {}
-        self._questions: dict[bytes, _Question] = {}  # by transaction
+        self._questions = Questions()
+        self._traffic = PathTraffic(self._unanswered, self._is_elsewhere)
         self._sizes = PathMtu(self.ask, mtu, self._tell_changed)
         self.keeping = Keeping(self._keep)
         self.mapping = PortMapping(listen_port, default_gateway, self._mapped)
@@ -99,12 +94,18 @@ class Prober:
         self._in_force = asyncio.Event()
 
     def connect(
-        self, *, private_key: Callable[[], bytes], changed: Callable[[], None], seen: Callable[[], None]
+        self,
+        *,
+        private_key: Callable[[], bytes],
+        changed: Callable[[], None],
+        seen: Callable[[], None],
+        read: ReadPeers | None = None,
     ) -> None:
         """`private_key` gives WireGuard's, which may be replaced; `changed` is called when peers are to be reached
-        elsewhere than `choose` said, `seen` when this host is seen from elsewhere.
+        elsewhere than `choose` said, `seen` when this host is seen from elsewhere. `read`: WireGuard's peers as they
+        are now; without it, a path that dies is noticed by the next question alone.
         """
-        self._links = _Links(changed, seen)
+        self._links = _Links(changed, seen, read)
         self._pairs.connect(private_key)
 
     # --- what others ask ---
@@ -189,18 +190,10 @@ class Prober:
         shared = self._pairs.of(node)
         if shared is None:
             return None
-        transaction, sent = next(self._fresh), self._now
-        question = _Question(node, endpoint, asyncio.get_running_loop().create_future())
-        self._questions[transaction] = question
-        try:
-            request = Binding("request", transaction, username=shared.ours)
-            self._socket.send(encode(request, shared.key, size=size), endpoint)
-            async with asyncio.timeout(patience):
-                return await question.answer - sent
-        except TimeoutError:
-            return None
-        finally:
-            del self._questions[transaction]
+        transaction = next(self._fresh)
+        request = encode(Binding("request", transaction, username=shared.ours), shared.key, size=size)
+        send = partial(self._socket.send, request, endpoint)
+        return await self._questions.ask(node, endpoint, transaction, send, patience=patience)
 
     # --- what others tell ---
 
@@ -218,6 +211,7 @@ class Prober:
         self._checks.behind_nat = any(peer.keepalive is not None for peer in netmap.peers.values())
         self._checks.meet(peers, self._now)
         self._sizes.keep(peers)
+        self._traffic.keep({node: key for node, key in keys.items() if self._use.is_silence_news(node)})
         if self._use.is_relay:
             self._introduce()
         self._watch_relays()
@@ -243,6 +237,8 @@ class Prober:
                 group.create_task(self._sizes.run())
                 group.create_task(self.keeping.run())
                 group.create_task(self.mapping.run())
+                if self._links is not None and self._links.read is not None:
+                    group.create_task(self._traffic.run(self._links.read))
         finally:
             loop.remove_reader(self._socket.fileno())
             for timer in filter(None, (self._timer, self._again)):
@@ -260,16 +256,9 @@ class Prober:
         return not any(address.version == prefix.version and address in prefix for prefix in self._prefixes)
 
     async def _ask_servers(self) -> None:
-        while True:
-            found = await find_servers(self._stun)
-            self._resolve.clear()
+        async for found in follow_servers(self._stun, self._resolve):
             self._discovery.ask_all(found, self._candidates(), self._now)
             self._schedule()
-            try:
-                async with asyncio.timeout(None if found or self._stun is None else _RESOLVE_RETRY):
-                    await self._resolve.wait()
-            except TimeoutError:
-                pass  # the name may be known by now
 
     def _introduce(self) -> None:
         """Make what is shared with each peer, a few at a time, so that whoever uses this relay is answered."""
@@ -356,16 +345,26 @@ class Prober:
             self._checks.asked(asker[0], source, self._now)
 
     def _answered(self, data: bytes, message: Binding, source: Endpoint) -> None:
-        question = self._questions.get(message.transaction)
-        node = question.node if question is not None else self._checks.whose(message.transaction)
+        asked = self._questions.whose(message.transaction)
+        node = asked or self._checks.whose(message.transaction)
         shared = self._pairs.of(node) if node is not None else None
         if node is None or shared is None or not is_authentic(data, message, shared.key):
             return
-        if question is None:
+        if asked is None:
             self._checks.answered(message.transaction, source, self._now)
             self._meeting.answered(node, self._now, leads=shared.ours < shared.theirs)
-        elif question.endpoint == source and not question.answer.done():
-            question.answer.set_result(self._now)
+        else:
+            self._questions.answered(message.transaction, source)
+
+    def _unanswered(self, nodes: Iterable[NodeId]) -> None:
+        for node in nodes:
+            self._checks.doubt(node, self._now)
+        self._schedule()
+
+    def _is_elsewhere(self, node: NodeId, endpoint: Endpoint) -> bool:
+        """True when a peer for which a direct path is known sends by way of a relay."""
+        chosen = self._checks.chosen(node)
+        return chosen is not None and self._prefer.is_relayed(endpoint) and not self._prefer.is_relayed(chosen)
 
     def _notice(self, before: Iterable[Endpoint]) -> None:
         """Tell those who want to know, when something that they were told is different."""

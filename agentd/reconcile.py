@@ -6,7 +6,7 @@ The only caller of `agentd.kernel`. Knows nothing of the controller, of files, o
 import asyncio
 import base64
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -33,7 +33,7 @@ from .kernel.recompile import Recompiler
 from .kernel.ruleset import identifier
 from .kernel.userspace import UserspaceDevice
 from .kernel.wireguard import KernelDevice
-from .model import BackendName, Counted, Desired, Endpoint, Hiding, KernelError, LinkSettings, Observed
+from .model import BackendName, Counted, Desired, Endpoint, Hiding, KernelError, LinkSettings, Observed, ObservedPeer
 from .operations import (
     AddAddress,
     ChangeTable,
@@ -131,6 +131,12 @@ class Reconciler:
         """The host as it is now. Raises KernelError."""
         async with self._turn:
             return await self._observe()
+
+    async def peers(self) -> Mapping[str, ObservedPeer]:
+        """WireGuard's peers as they are now, by public key, and nothing else. Raises KernelError."""
+        async with self._turn:
+            device = await self._open.device.read(self._settings.name)
+        return device.peers if device is not None else {}
 
     async def count(self) -> Counted:
         """What the table counted so far. Raises KernelError."""

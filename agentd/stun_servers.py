@@ -3,14 +3,17 @@
 import asyncio
 import logging
 import socket
-from typing import Literal
+from collections.abc import AsyncIterator
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from controller.wire.base import Endpoint, format_endpoint
 
-__all__ = ["find_servers", "stun_of"]
+__all__ = ["find_servers", "follow_servers", "stun_of"]
 
 log = logging.getLogger("agentd.stun_servers")
+
+_AGAIN: Final = 60.0  # seconds
 
 
 def stun_of(url: str, port: int | Literal[False]) -> tuple[str, int] | None:
@@ -33,3 +36,16 @@ async def find_servers(stun: tuple[str, int] | None) -> list[Endpoint]:
     for family, *_, address in found:
         first.setdefault(family, str(address[0]).partition("%")[0])
     return [format_endpoint(address, port + offset) for address in first.values() for offset in (0, 1)]
+
+
+async def follow_servers(stun: tuple[str, int] | None, again: asyncio.Event) -> AsyncIterator[list[Endpoint]]:
+    """Them, and those of each later time that `again` is set; while there are none, now and then by itself."""
+    while True:
+        found = await find_servers(stun)
+        again.clear()
+        yield found
+        try:
+            async with asyncio.timeout(None if found or stun is None else _AGAIN):
+                await again.wait()
+        except TimeoutError:
+            pass  # the name may be known by now

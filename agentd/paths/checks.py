@@ -35,6 +35,7 @@ class Event(StrEnum):
     ASKED = auto()  # the peer's authentic question came from it
     MISSED = auto()  # no answer by the time of the next question
     EXHAUSTED = auto()  # no answer to the last of several
+    UNHEARD = auto()  # what was sent there, other than questions, is not answered
     MOVED = auto()  # this host's own addresses, or the peer's endpoints, are others now
 
 
@@ -44,6 +45,7 @@ _TABLE: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.ASKED: State.TRYING,
         Event.MISSED: State.TRYING,
         Event.EXHAUSTED: State.SILENT,
+        Event.UNHEARD: State.TRYING,
         Event.MOVED: State.TRYING,
     },
     State.WORKING: {
@@ -51,6 +53,7 @@ _TABLE: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.ASKED: State.WORKING,
         Event.MISSED: State.DOUBTED,
         Event.EXHAUSTED: State.DOUBTED,
+        Event.UNHEARD: State.DOUBTED,
         Event.MOVED: State.DOUBTED,
     },
     State.DOUBTED: {
@@ -58,6 +61,7 @@ _TABLE: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.ASKED: State.DOUBTED,
         Event.MISSED: State.DOUBTED,
         Event.EXHAUSTED: State.SILENT,
+        Event.UNHEARD: State.DOUBTED,
         Event.MOVED: State.DOUBTED,
     },
     State.SILENT: {
@@ -65,6 +69,7 @@ _TABLE: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.ASKED: State.TRYING,
         Event.MISSED: State.SILENT,
         Event.EXHAUSTED: State.SILENT,
+        Event.UNHEARD: State.SILENT,
         Event.MOVED: State.TRYING,
     },
 }
@@ -84,6 +89,7 @@ _UPGRADE: Final = 60.0
 # answers to as many of other hosts stay below 5 packets a second.
 _PACE: Final = 0.02
 _SLOW_PACE: Final = 0.6
+_PUT_OFF: Final = 10.0  # the slow ones, at most, for those that are asked in their place
 _GRACE: Final = 0.3  # after the first answer of any endpoint, for the answer of the one in use
 _ALARM: Final = 3  # questions without an answer to the endpoint in use, and the others are looked at
 _LEARNED: Final = 4  # endpoints of a peer that only its questions told
@@ -189,6 +195,18 @@ class Checks:
         self._happen(node, endpoint, Event.ANSWERED, now)
         self._decide(node, now)
 
+    def doubt(self, node: NodeId, now: float) -> None:
+        """This peer does not answer to what was sent to it: ask at once whether the path in use still works.
+
+        It takes the place of another question, so that there are not more of them. Who is watched is asked anyway.
+        """
+        peer = self._peers.get(node)
+        if peer is None or peer.chosen is None or node in self.watched:
+            return
+        if peer.paths[peer.chosen].state is State.WORKING:
+            self._happen(node, peer.chosen, Event.UNHEARD, now)
+            self._slow_free_at = min(max(self._slow_free_at, now) + _SLOW_PACE, now + _PUT_OFF)
+
     def suspect(self, is_suspect: Callable[[Endpoint], bool], now: float) -> None:
         """These endpoints may not work any more: look at all endpoints of the peers that are reached there."""
         for node, peer in self._peers.items():
@@ -287,7 +305,7 @@ class Checks:
             path.tries = 0
             self._close(path)
             self._queue(node, endpoint, now + self._patience(node, endpoint, path))
-        elif event in {Event.ASKED, Event.MOVED}:
+        elif event in {Event.ASKED, Event.MOVED, Event.UNHEARD}:
             path.tries = 0
             self._queue(node, endpoint, now)
 

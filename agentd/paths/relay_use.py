@@ -70,6 +70,13 @@ class RelayUse:
         """True when this host is one: it waits to be asked."""
         return self.relays.own is not None
 
+    def is_silence_news(self, node: NodeId) -> bool:
+        """True when a peer that does not answer to traffic is to be asked why.
+
+        Not a relay, which is asked all the time, and what goes to it is for others; nor does a relay ask anybody.
+        """
+        return not self.is_relay and all(relay.node != node for relay in self.relays.usable)
+
     @property
     def places(self) -> tuple[Endpoint, ...]:
         """Where this host is found behind the relays that it chose, the nearest first; nowhere for a relay itself."""

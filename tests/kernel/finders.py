@@ -129,7 +129,12 @@ class Finder(OnHost):
         self.reconciler = Reconciler(settings, self.member.private_key, choices=self.prober.choices)
         await self.reconciler.start()
         self.wake = asyncio.Event()
-        self.prober.connect(private_key=lambda: self.member.private_key, changed=self.wake.set, seen=lambda: None)
+        self.prober.connect(
+            private_key=lambda: self.member.private_key,
+            changed=self.wake.set,
+            seen=lambda: None,
+            read=self.reconciler.peers,
+        )
         parts = (self._apply_on(), self._follow_addresses(), self.prober.run())
         self.tasks = [asyncio.create_task(part) for part in parts]
 

@@ -1,18 +1,24 @@
 """Parts two hosts of the internet and joins them again, and sends streams between them meanwhile."""
 
+import hashlib
+import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tests.kernel.finders import Finder
+from tests.kernel.nodes import listening
 
-__all__ = ["PER_SECOND", "join", "look_again", "part", "stream"]
+__all__ = ["PER_SECOND", "join", "look_again", "part", "stream", "transfer"]
 
 PER_SECOND = 100  # datagrams of a stream
 # Nothing passes from one to the other but by way of a third.
+_NOTHING = "add table inet between; delete table inet between"
 _BETWEEN = """
+table inet between
+delete table inet between
 table inet between {{
   chain input {{
     type filter hook input priority -400;
@@ -31,7 +37,7 @@ def part(one: Finder, other: Finder) -> None:
 
 def join(one: Finder, other: Finder) -> None:
     for here in (one, other):
-        here.host.run("nft", "delete", "table", "inet", "between")
+        here.host.nft(_NOTHING)
 
 
 def look_again(*hosts: Finder) -> None:
@@ -74,3 +80,44 @@ def stream(source: Finder, target: Finder, seconds: float) -> Iterator[list[int]
         yield arrived
         for thread in threads:
             thread.join()
+
+
+@contextmanager
+def transfer(source: Finder, target: Finder) -> Iterator[Callable[[], int]]:
+    """Random bytes by TCP through the tunnel, 400 KB a second, which must come as they went, however long that takes.
+
+    Yields how many have come so far.
+    """
+    ended = threading.Event()
+    went, came = hashlib.sha256(), hashlib.sha256()
+    count = 0
+    with listening(target.host, target.member.address, 9001) as server, source.host.socket() as sender:
+        sender.settimeout(60)
+        sender.connect((target.member.address, 9001))
+        receiver, _ = server.accept()
+        with receiver:
+            receiver.settimeout(60)
+
+            def receive() -> None:
+                nonlocal count
+                while data := receiver.recv(65536):
+                    came.update(data)
+                    count += len(data)
+
+            def send() -> None:
+                while not ended.wait(0.02):  # its rate is what a stream is
+                    data = os.urandom(8000)
+                    went.update(data)
+                    sender.sendall(data)
+                sender.shutdown(socket.SHUT_WR)
+
+            threads = [threading.Thread(target=work) for work in (receive, send)]
+            for thread in threads:
+                thread.start()
+            try:
+                yield lambda: count
+            finally:
+                ended.set()
+                for thread in threads:
+                    thread.join()
+    assert came.hexdigest() == went.hexdigest()

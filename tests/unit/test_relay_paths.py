@@ -184,6 +184,11 @@ def test_five_hundred_peers_half_of_them_behind_relays_cost_less_than_five_packe
     assert packets_per_second(500) < 5
 
 
+def test_five_hundred_peers_that_all_only_receive_cost_no_more() -> None:
+    # Each is suspected four times in half an hour.
+    assert packets_per_second(500, doubts=500 * 4 / 1800) < 5
+
+
 def test_places_do_not_meet_the_mesh() -> None:
     found = use()
     assert all(not relay.prefix.startswith(MESH.prefix6[:14]) for relay in found.relays.usable)
