@@ -22,13 +22,17 @@ _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 @dataclass(frozen=True, slots=True)
 class MeshFacts:
-    """The mesh at one moment. `behind`: hosts that are online and do not have the newest map in force."""
+    """The mesh at one moment.
+
+    `behind`: hosts that are online and do not have the newest map in force; `lag`: the longest of theirs, in seconds.
+    """
 
     revision: int
     policy_revision: int
     nodes: dict[str, int]  # by state
     online: int
     behind: int
+    lag: float
     addresses_used: int
     addresses_total: int
 
@@ -73,6 +77,7 @@ class _Gauges(Collector):
         for name, text, value in (
             ("agents_online", "Hosts whose stream is open", facts.online),
             ("agents_behind", "Hosts that are online without the newest map in force", facts.behind),
+            ("agents_lag_seconds", "For how long the host has been behind that is so for longest", facts.lag),
             ("revision", "Number of the last mutation", facts.revision),
             ("policy_revision", "Revision of the policy document in force", facts.policy_revision),
             ("addresses_used", "Host numbers in use or in quarantine", facts.addresses_used),

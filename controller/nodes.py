@@ -170,6 +170,7 @@ class Nodes:
             ephemeral=node.ephemeral,
             online=presence.online,
             behind=presence.online and presence.behind,
+            lag=presence.lag(self._hub.clock()),
             in_force=presence.in_force,
             error=presence.error,
             backend=presence.backend or node.backend,

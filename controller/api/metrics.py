@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 
 from controller.api.access import ACCESS, Ctx, Reader
 from controller.api.errors import problems
+from controller.mesh.presence import longest_lag
 from controller.metrics import CONTENT_TYPE, MeshFacts
 from controller.store.engine import StoreError
 
@@ -39,6 +40,7 @@ async def metrics(ctx: Ctx, _: Reader) -> Response:
         nodes=dict(Counter(states.values())),
         online=len(presences),
         behind=sum(presence.behind for presence in presences),
+        lag=longest_lag(presences, ctx.hub.clock()) or 0.0,
         addresses_used=used,
         addresses_total=ctx.store.plan.total,
     )

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Response
 
 from controller.api.access import ACCESS, Ctx, Reader
 from controller.api.errors import problems
+from controller.mesh.presence import longest_lag
 from controller.problems import Kind, Refused
 from controller.settings import VERSION
 from controller.store.engine import StoreError
@@ -73,6 +74,7 @@ async def status(ctx: Ctx, _: Reader) -> MeshStatus:
         online=sum(presence.online for presence in presences),
         pending=pending,
         behind=sum(presence.online and presence.behind for presence in presences),
+        lag=longest_lag(presences, ctx.hub.clock()),
         policy_revision=policy.revision if policy else 0,
         addresses_used=used,
         addresses_total=ctx.store.plan.total,

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from .errors import ClientError
 
-__all__ = ["ago", "detail", "note", "plain", "print_json", "print_line", "print_problem", "table", "when"]
+__all__ = ["ago", "detail", "lasting", "note", "plain", "print_json", "print_line", "print_problem", "table", "when"]
 
 Cell = str | Text
 
@@ -106,11 +106,16 @@ def ago(time: datetime | None, now: datetime) -> str:
     if time is None:
         return "-"
     seconds = int((now - time).total_seconds())
-    size, unit = next(((s, u) for s, u in _UNITS if abs(seconds) >= s), (1, "s"))
-    count = abs(seconds) // size
-    if count == 0:
+    if seconds == 0:
         return "now"
-    return f"{count} {unit} ago" if seconds > 0 else f"in {count} {unit}"
+    return f"{lasting(seconds)} ago" if seconds > 0 else f"in {lasting(seconds)}"
+
+
+def lasting(seconds: float) -> str:
+    """A time in one unit: `3 min`, `less than 1 s`."""
+    whole = int(abs(seconds))
+    size, unit = next(((size, unit) for size, unit in _UNITS if whole >= size), (1, "s"))
+    return f"{whole // size} {unit}" if whole else "less than 1 s"
 
 
 def _print(grid: Table) -> None:

@@ -30,7 +30,8 @@ Resuming trusts revisions of one timeline only: a mesh that was restored from a 
 hold revisions that meant something else.
 """
 
-from .hub import Hub, RefusedError
+from .farewells import RefusedError
+from .hub import Hub
 from .presence import Presence
 from .state import MeshState
 

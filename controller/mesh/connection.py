@@ -22,6 +22,7 @@ __all__ = ["Connection", "Maps"]
 MAX_PENDING: Final = 20_000
 _MERGE_AT: Final = 64
 MAX_ASKS: Final = 64  # questions that wait for a slow agent
+_MAX_UNACKNOWLEDGED: Final = 16  # frames that are told apart in how long a host is behind
 
 
 class Maps(Protocol):
@@ -38,10 +39,25 @@ class Maps(Protocol):
 class Connection:
     """A stream of one node. `told` is the revision that the host holds: None before a first snapshot was sent."""
 
-    def __init__(self, node_id: NodeId, maps: Maps, told: Revision | None, pending: Dirty | None) -> None:
-        """With `told` and `pending`, the host's map is continued; without, it gets a snapshot."""
+    def __init__(
+        self,
+        node_id: NodeId,
+        maps: Maps,
+        told: Revision | None,
+        pending: Dirty | None,
+        *,
+        clock: Callable[[], float],
+        since: float,
+    ) -> None:
+        """With `told` and `pending`, the host's map is continued; without, it gets a snapshot.
+
+        `clock`: seconds since the epoch; `since`: by it, when the host began to lack what it is told first.
+        """
         self.node_id: Final = node_id
         self.maps = maps
+        self._clock = clock
+        self._waits_since: float | None = since  # the oldest of what was not taken yet
+        self._unacknowledged: list[tuple[Revision, float]] = []  # what was taken, and the oldest of what is in it
         self.told = told
         self.in_force: Revision | None = None  # of this stream; None until the agent says
         self.is_finished = False
@@ -61,6 +77,11 @@ class Connection:
     def is_waiting(self) -> bool:
         """True while something was not sent yet."""
         return self._whole or bool(self._pending) or self._in_flight
+
+    @property
+    def lacks_since(self) -> float | None:
+        """When the oldest change came that the host does not say that it has in force."""
+        return self._unacknowledged[0][1] if self._unacknowledged else self._waits_since
 
     def recorded(self, frame: Recorded) -> None:
         """Tell the host that its records are kept."""
@@ -82,6 +103,7 @@ class Connection:
         """The node's map changed. Cheap: nothing is computed until the agent can take it."""
         if self._whole:
             return
+        self._wait()
         self._pending.append(dirty)
         if len(self._pending) >= _MERGE_AT:
             self._pending = [merged(self._pending)]
@@ -93,6 +115,7 @@ class Connection:
     def restart(self, maps: Maps) -> None:
         """Send a snapshot, of `maps` from now on, instead of whatever waits."""
         self.maps = maps
+        self._wait()
         self._whole = self._due = True
         self._pending = []
         self._wake.set()
@@ -107,6 +130,7 @@ class Connection:
         if self.told is None or revision > self.told:
             return False
         self.in_force = revision
+        self._unacknowledged = [sent for sent in self._unacknowledged if sent[0] > revision]
         return True
 
     async def begin(self, send: Callable[[ControllerFrame], Awaitable[None]]) -> None:
@@ -145,6 +169,18 @@ class Connection:
             self._end = self._end or asyncio.Event()
             await self._end.wait()
 
+    def _wait(self) -> None:
+        if self._waits_since is None:
+            self._waits_since = self._clock()
+
+    def _taken(self, revision: Revision) -> None:
+        if self._waits_since is not None:
+            self._unacknowledged.append((revision, self._waits_since))
+            self._waits_since = None
+        if len(self._unacknowledged) > _MAX_UNACKNOWLEDGED:
+            (_, since), (newest, _) = self._unacknowledged[-2:]
+            self._unacknowledged[-2:] = [(newest, since)]
+
     def _finish(self) -> None:
         self.is_finished = True
         if self._end is not None:
@@ -152,7 +188,7 @@ class Connection:
 
     def _sent(self, frame: Snapshot | DeltaFrame | Recorded | Ask | Controllers) -> None:
         if isinstance(frame, Snapshot | DeltaFrame):
-            self.told = frame.netmap.revision if isinstance(frame, Snapshot) else frame.delta.revision
+            self.told = _revision(frame)
             self._in_flight = False
 
     def _take(self) -> ControllerFrame | None:
@@ -172,6 +208,7 @@ class Connection:
             detail = "the controller's record of this node is damaged: its log says how"
             return Bye(reason="protocol", detail=detail)
         self._whole, self._pending = False, []
+        self._taken(_revision(frame))
         return frame
 
     def _snapshot(self) -> Snapshot | None:
@@ -181,3 +218,7 @@ class Connection:
     def _delta(self, base: Revision) -> DeltaFrame | None:
         delta = self.maps.delta(self.node_id, merged(self._pending), base)
         return None if delta is None else DeltaFrame.model_construct(type="delta", delta=delta)
+
+
+def _revision(frame: Snapshot | DeltaFrame) -> Revision:
+    return frame.netmap.revision if isinstance(frame, Snapshot) else frame.delta.revision

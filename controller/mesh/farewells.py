@@ -4,7 +4,7 @@ from typing import Final
 
 from controller.wire.stream import Bye
 
-__all__ = ["DISABLED", "REMOVED", "REPLACED", "SHUTDOWN"]
+__all__ = ["DISABLED", "REMOVED", "REPLACED", "SHUTDOWN", "RefusedError"]
 
 REMOVED: Final = Bye(
     reason="removed", detail="this node is no member of the mesh: join again with a new join string", retry=False
@@ -16,3 +16,11 @@ REPLACED: Final = Bye(
     " directory, and one of them must join again",
 )
 SHUTDOWN: Final = Bye(reason="shutdown", detail="the controller is stopping; the mesh keeps working without it")
+
+
+class RefusedError(Exception):
+    """The node may not open a stream; `bye` says why."""
+
+    def __init__(self, bye: Bye) -> None:
+        self.bye = bye
+        super().__init__(bye.detail)

@@ -21,30 +21,22 @@ from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Netmap, NodeId
 from controller.wire.stream import Applied, Ask, Bye, Controllers, Hello, HostReport
 
+from .alarm import Alarm
 from .connection import Connection
 from .dirty import Affected, Dirty, merged
 from .elsewhere import Elsewhere, Replica, Word
-from .farewells import DISABLED, REMOVED, REPLACED, SHUTDOWN
+from .farewells import DISABLED, REMOVED, REPLACED, SHUTDOWN, RefusedError
 from .log import RevisionLog
 from .past import Past
 from .presence import Presence
 from .state import MeshState
 
-__all__ = ["Hub", "Presence", "RefusedError"]
+__all__ = ["Hub", "Presence"]
 
 _log = logging.getLogger(__name__)
 _FAREWELL: Final = 5.0  # seconds that agents get to read a Bye at shutdown
-_LONGEST_TIMER: Final = 86400.0
 _LAG: Final = 100  # revisions; what is known of before a start reaches back for some hundreds
 _BROUGHT_UP: Final = 250  # hosts at a time
-
-
-class RefusedError(Exception):
-    """The node may not open a stream; `bye` says why."""
-
-    def __init__(self, bye: Bye) -> None:
-        self.bye = bye
-        super().__init__(bye.detail)
 
 
 class Hub:
@@ -52,14 +44,15 @@ class Hub:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock`: seconds since the epoch."""
-        self._clock = clock
+        self.clock: Final = clock
         self._state: MeshState | None = None
         self._log = RevisionLog(0)
         self._past = Past(0, (), None)
         self._connections: dict[NodeId, Connection] = {}
         self._presence: dict[NodeId, Presence] = {}
         self._concerned: dict[NodeId, Revision] = {}  # the newest revision that touched a node's map
-        self._expiry: asyncio.TimerHandle | None = None
+        self._missing: dict[NodeId, float] = {}  # since when a node that is not connected here lacks something
+        self._expiry = Alarm(clock, self._expire)
         self._is_closing = False
         self.elsewhere = Elsewhere()
         self._controllers = Controllers(urls=())
@@ -70,7 +63,7 @@ class Hub:
 
     def load(self, fleet: Fleet) -> None:
         """Start from a fleet, or from it again: then every connected agent gets a snapshot."""
-        now = self._clock()
+        now = self.clock()
         self._state = MeshState(fleet, now)
         ended = max((end for end in (fleet.ended, self._state.last_ended(now)) if end is not None), default=None)
         self._past = Past(fleet.revision, fleet.past, ended)
@@ -85,7 +78,7 @@ class Hub:
         """Take in a committed change; how many hosts it concerns. The order of concurrent calls does not matter."""
         state = self._loaded()
         is_late = change.revision < state.revision
-        affected = state.apply(change, self._clock())
+        affected = state.apply(change, self.clock())
         if is_late and affected:
             # Hosts may hold a map of a later revision without this: none of those may be continued.
             self._log.forget(state.revision)
@@ -97,6 +90,7 @@ class Hub:
             if record is None:
                 self._presence.pop(node_id, None)
                 self._concerned.pop(node_id, None)
+                self._missing.pop(node_id, None)
                 self.elsewhere.forget([node_id])
         if change.policy is not None or change.grants:
             self._schedule_expiry()
@@ -172,7 +166,9 @@ class Hub:
             word, replica = found
             # Its controller may not have heard yet of what concerns it.
             is_old = replica.as_of < max(self._concerned.get(node_id, 0), self._past.end)
-            return replace(word.presence, behind=word.presence.behind or is_old)
+            if is_old and not word.presence.behind:
+                return replace(word.presence, behind=True, behind_since=self.clock())
+            return word.presence
         seen = max(filter(None, (presence.last_seen, self.elsewhere.last_seen(node_id))), default=None)
         return presence if seen == presence.last_seen else replace(presence, last_seen=seen)
 
@@ -185,7 +181,7 @@ class Hub:
         concerned = self._concerned.get(node_id, 0)
         in_force = connection.in_force
         behind = connection.is_waiting or in_force is None or in_force < concerned
-        return replace(presence, online=True, behind=behind)
+        return replace(presence, online=True, behind=behind, behind_since=connection.lacks_since if behind else None)
 
     def online(self) -> list[NodeRecord]:
         """The nodes whose agents are connected now, to whichever controller of the mesh."""
@@ -212,8 +208,7 @@ class Hub:
     async def close(self) -> None:
         """Say goodbye to every agent, and give them a few seconds to read it."""
         self._is_closing = True
-        if self._expiry is not None:
-            self._expiry.cancel()
+        self._expiry.set(None)
         connections = list(self._connections.values())
         for connection in connections:
             connection.dismiss(SHUTDOWN)
@@ -257,6 +252,8 @@ class Hub:
     def heard_of(self, replicas: Iterable[Replica], words: Mapping[NodeId, Word]) -> None:
         """Take in what other controllers say. A stream that a host opened there later replaces the one here."""
         self.elsewhere.alive(replicas)
+        for node_id in words:
+            self._missing.pop(node_id, None)  # the other controller knows better
         self.elsewhere.heard({node_id: word for node_id, word in words.items() if self.record(node_id) is not None})
         for node_id in words.keys() & self._connections.keys():
             found, since = self.elsewhere.online(node_id), self.here(node_id).since
@@ -301,6 +298,8 @@ class Hub:
             if self._connections.get(node_id) is connection:
                 del self._connections[node_id]
                 if node_id in self._presence:
+                    if connection.lacks_since is not None:
+                        self._missing[node_id] = connection.lacks_since
                     self._note(node_id, replace(self._known(node_id), online=False, last_seen=self._now()))
 
     def reported(self, node_id: NodeId, report: HostReport) -> None:
@@ -323,13 +322,13 @@ class Hub:
 
     # Inside
 
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock(), UTC)
+
     def _loaded(self) -> MeshState:
         if self._state is None:
             raise RuntimeError("the hub was used before load()")
         return self._state
-
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock(), UTC)
 
     def _known(self, node_id: NodeId) -> Presence:
         return self._presence.get(node_id, Presence())
@@ -339,14 +338,20 @@ class Hub:
         self.touch(node_id)
 
     def _open(self, node_id: NodeId, hello: Hello) -> Connection:
-        state = self._loaded()
+        state, since = self._loaded(), self._lacks_since(node_id)
         same = (hello.mesh, hello.timeline) == (state.mesh.id, state.mesh.timeline)
         if same and hello.revision is not None and hello.revision <= state.revision:
             missed = self._missed(node_id, hello.revision)
             if missed is not None:
-                return Connection(node_id, state, told=hello.revision, pending=missed)
+                return Connection(node_id, state, hello.revision, missed, clock=self.clock, since=since)
         self._concerned[node_id] = state.revision
-        return Connection(node_id, state, told=None, pending=None)
+        return Connection(node_id, state, None, None, clock=self.clock, since=since)
+
+    def _lacks_since(self, node_id: NodeId) -> float:
+        """When the oldest thing was decided that a host which connects now does not have in force; now, if none is."""
+        older = self._connections.get(node_id)
+        since = self._missing.pop(node_id, None) if older is None else older.lacks_since
+        return self.clock() if since is None else since
 
     def _missed(self, node_id: NodeId, revision: Revision) -> Dirty | None:
         """What changed for a node after `revision`, also if that was before the start; None when nobody knows."""
@@ -370,26 +375,22 @@ class Hub:
             connection.dismiss(bye)
 
     def _tell(self, affected: Affected) -> None:
-        revision = self._loaded().revision
+        revision, now = self._loaded().revision, self.clock()
         for node_id, dirty in affected.items():
             self._concerned[node_id] = revision
             connection = self._connections.get(node_id)
-            if connection is not None:
+            if connection is None:
+                self._missing.setdefault(node_id, now)
+            else:
                 connection.push(dirty)
                 self.touch(node_id)
 
     def _schedule_expiry(self) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        due = self._loaded().next_expiry
-        if due is not None and not self._is_closing:
-            delay = min(max(due - self._clock(), 0.0), _LONGEST_TIMER)
-            self._expiry = asyncio.get_running_loop().call_later(delay, self._expire)
+        self._expiry.set(None if self._is_closing else self._loaded().next_expiry)
 
     def _expire(self) -> None:
         state = self._loaded()
-        affected = state.expire(self._clock())
+        affected = state.expire(self.clock())
         if affected:
             self._log.forget(state.revision)
             self._tell(affected)

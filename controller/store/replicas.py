@@ -137,11 +137,12 @@ def _facts(word: Word) -> dict[str, Any]:
 
 
 def _word(row: StreamRow) -> Word:
-    facts = dict(row.facts)
-    services = facts.pop("services")
+    facts = {
+        name: row.facts[name] for name in _FACTS if name in row.facts
+    }  # a controller of another version may differ
     seen = facts.pop("last_seen")
     presence = Presence(**facts, last_seen=datetime.fromisoformat(seen) if seen else None)
-    return Word(row.replica, row.since, presence, services)
+    return Word(row.replica, row.since, presence, row.facts["services"])
 
 
 def _aware(value: Any) -> datetime:

@@ -106,7 +106,7 @@ class Node(Message):
     """A member of the mesh: a host with agentd, or a static peer.
 
     `in_force` is the revision that the host's kernel has; `online` means that its stream is open now; `behind`, that
-    something which concerns it is not in force there yet.
+    something which concerns it is not in force there yet, and `lag`, for how long.
     """
 
     id: NodeId
@@ -120,6 +120,9 @@ class Node(Message):
     ephemeral: bool = False
     online: bool = False
     behind: bool = False
+    lag: float | None = Field(
+        default=None, ge=0, description="seconds since the oldest change that is not in force there; null: not behind"
+    )
     in_force: Revision | None = None
     error: str | None = None
     backend: Literal["kernel", "userspace"] | None = None
@@ -358,6 +361,9 @@ class MeshStatus(Message):
     online: int
     pending: int
     behind: int = Field(description="online nodes whose kernel does not have the newest revision that concerns them")
+    lag: float | None = Field(
+        default=None, ge=0, description="the longest lag of those, in seconds; null: none is behind"
+    )
     policy_revision: Revision
     addresses_used: int
     addresses_total: int

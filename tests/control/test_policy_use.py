@@ -208,7 +208,14 @@ class TestApplyAndWait:
         return Cli(tmp_path, environment)
 
     async def test_names_the_hosts_that_are_late_and_returns_when_none_is(
-        self, controller: Running, admin: Client, anyone: Client, cli: Cli, tmp_path: Path
+        self,
+        *,
+        controller: Running,
+        admin: Client,
+        anyone: Client,
+        cli: Cli,
+        tmp_path: Path,
+        clock: MovableClock,
     ) -> None:
         alice, _ = await two_nodes(admin, anyone)
         async with agent(controller, alice, tmp_path) as there:
@@ -219,6 +226,10 @@ class TestApplyAndWait:
             late = await asyncio.to_thread(cli, "policy", "apply", "policy.yaml", "--wait", "--timeout", "1s", "--json")
             assert "hosts-behind" in late.problem()["type"]
             assert [one["field"] for one in late.problem()["errors"]] == ["alice"]
+            clock.advance(minutes=3)
+            shown = [await asyncio.to_thread(cli, *words) for words in (("node", "list"), ("node", "show", "alice"))]
+            assert all("(3 min behind)" in done.out for done in shown), shown
+            assert "the longest for 3 min" in (await asyncio.to_thread(cli, "status")).out
             waiting = asyncio.create_task(
                 asyncio.to_thread(cli, "policy", "apply", "policy.yaml", "--wait", "--timeout", "50s")
             )

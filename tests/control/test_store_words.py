@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 
 from controller.mesh.elsewhere import Replica, Word
 from controller.mesh.presence import Presence
@@ -29,7 +29,14 @@ async def engines(postgresql: Callable[[], AbstractAsyncContextManager[str]]) ->
 
 def word(replica: Replica, opened: datetime = OPENED, error: str | None = None) -> Word:
     presence = Presence(
-        online=True, in_force=5, error=error, backend="kernel", agent_version="1.2", last_seen=opened, behind=True
+        online=True,
+        in_force=5,
+        error=error,
+        backend="kernel",
+        agent_version="1.2",
+        last_seen=opened,
+        behind=True,
+        behind_since=1_800_000_000.123456,
     )
     return Word(replica.id, opened, presence, {"github": None, "files": "it does not answer: 'quoted', \"both\", {}"})
 
@@ -56,6 +63,13 @@ async def test_a_word_replaces_the_one_before_but_not_that_of_a_stream_which_ope
     newer = word(ONE, error="new")
     await tell(engines, ONE, {"id-stays": newer, "id-goes": newer})
     assert await heard(engines, "three") == {"id-stays": newer, "id-goes": word(TWO, later)}
+
+
+async def test_what_a_controller_of_a_later_version_says_besides_is_left_out(engines: Engines) -> None:
+    await tell(engines, ONE, {"id-1": word(ONE)})
+    async with engines.write.begin() as connection:
+        await connection.execute(text("""UPDATE streams SET facts = facts::jsonb || '{"mood": "good"}'"""))
+    assert await heard(engines, TWO.id) == {"id-1": word(ONE)}
 
 
 async def test_any_number_of_hosts_is_told_by_the_same_statement(engines: Engines) -> None:

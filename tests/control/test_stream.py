@@ -41,6 +41,32 @@ async def test_an_agent_gets_its_map_and_then_what_changes(
         assert node_id(other) not in netmap.peers
 
 
+async def test_for_how_long_a_host_has_been_behind_is_known_over_rest_and_to_monitoring(
+    controller: Running, admin: Client, caller: Host, tool: Host, tmp_path: Path, clock: MovableClock
+) -> None:
+    async def said() -> tuple[float | None, float | None, float]:
+        node = (await admin.get(f"/nodes/{node_id(caller)}")).json()
+        metrics = (await admin.get(admin.base_url.copy_with(path="/metrics"))).text
+        (line,) = (line for line in metrics.splitlines() if line.startswith("wardmesh_agents_lag_seconds "))
+        return node["lag"], (await admin.get("/status")).json()["lag"], float(line.partition(" ")[2])
+
+    assert await said() == (None, None, 0), "it is away"
+    async with agent(controller, caller, tmp_path) as there:
+        await there.hello()
+        assert there.netmap is not None
+        await there.say(Applied(revision=there.netmap.revision))
+        await seen(admin, caller, lambda n: n["in_force"] is not None)
+        assert await said() == (None, None, 0)
+        for name in ("first", "second"):
+            await patch(admin, tool, name=name)
+            clock.advance(hours=1)
+        assert all(7200 <= (lag or 0) < 7500 for lag in await said())
+        netmap = await there.take_until(lambda m: "second" in {p.name for p in m.peers.values()})
+        await there.say(Applied(revision=netmap.revision))
+        await seen(admin, caller, lambda n: not n["behind"])
+        assert await said() == (None, None, 0)
+
+
 async def test_what_is_in_force_is_known_over_rest(
     controller: Running, admin: Client, caller: Host, tool: Host, tmp_path: Path
 ) -> None:

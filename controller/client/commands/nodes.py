@@ -8,7 +8,7 @@ from rich.text import Text
 
 from controller.client.ask import agree
 from controller.client.errors import InputError
-from controller.client.output import ago, detail, note, plain, print_json, table, when
+from controller.client.output import ago, detail, lasting, note, plain, print_json, table, when
 from controller.client.session import connect
 from controller.wire.rest import Node, NodePatch
 
@@ -202,6 +202,8 @@ def _online(node: Node) -> Text:
 
 
 def _in_force(node: Node) -> Text:
+    revision = str(node.in_force) if node.in_force is not None else "-"
+    lag = f"{lasting(node.lag)} behind" if node.lag is not None else ""
     if node.error:
-        return Text(f"{node.in_force if node.in_force is not None else '-'} (error)", style="red")
-    return Text(str(node.in_force) if node.in_force is not None else "-")
+        return Text(f"{revision} ({', '.join(filter(None, ('error', lag)))})", style="red")
+    return Text(f"{revision} ({lag})", style="yellow") if lag else Text(revision)

@@ -1,6 +1,6 @@
 """status: the mesh in ten lines. ca: what clients of its services trust."""
 
-from controller.client.output import detail, note, plain, print_json
+from controller.client.output import detail, lasting, note, plain, print_json
 from controller.client.session import connect
 
 from .help import examples, group
@@ -20,7 +20,8 @@ def status(json: JsonFlag = False) -> None:
     if json:
         print_json(found)
         return
-    behind = f", {found.behind} behind the newest revision" if found.behind else ""
+    lag = f", the longest for {lasting(found.lag)}" if found.lag is not None else ""
+    behind = f", {found.behind} behind the newest revision{lag}" if found.behind else ""
     detail(
         (
             ("mesh", f"{found.mesh.name} ({found.mesh.id}), domain {found.mesh.domain}"),

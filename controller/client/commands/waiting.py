@@ -4,7 +4,7 @@ import time
 from typing import Final
 
 from controller.client.errors import ClientError
-from controller.client.output import note, plain
+from controller.client.output import lasting, note, plain
 from controller.client.rest import RestClient
 from controller.wire.rest import Node, Problem
 
@@ -54,4 +54,5 @@ def _late(behind: list[Node], patience: float) -> Problem:
 
 def _state(node: Node) -> str:
     had = "nothing in force yet" if node.in_force is None else f"revision {node.in_force} in force"
-    return f"{had}; its error: {plain(node.error)}" if node.error else had
+    late = f", behind for {lasting(node.lag)}" if node.lag is not None else ""
+    return f"{had}{late}; its error: {plain(node.error)}" if node.error else f"{had}{late}"
