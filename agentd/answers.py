@@ -59,8 +59,9 @@ from .local_api import (
 from .local_server import Handed, Subscription
 from .model import Counted, KernelError, Observed
 from .naming import Naming
+from .netcheck import netcheck
 from .netmap import live_rules, whois
-from .path_answers import netcheck, paths, ping
+from .path_answers import paths, ping
 from .path_messages import NetcheckRequest, PathsRequest, PingRequest
 from .probing import Prober
 from .reconcile import Reconciler

@@ -148,10 +148,12 @@ def _join_string(text: str | None, file: Path | None) -> str:
         "agentd --config /etc/wardmesh/agentd.toml run",
         "sudo agentd run --gateway",
         "sudo agentd run --gateway --workers 4 --spool-size 1024 --grace 30",
+        "sudo agentd run --no-port-mapping",
     )
 )
 def run(
     context: typer.Context,
+    *,
     gateway: Annotated[
         bool,
         typer.Option(
@@ -171,6 +173,13 @@ def run(
         float | None,
         typer.Option(min=0, max=3600, help="Seconds that running calls have when the gateway stops  [default: 3]"),
     ] = None,
+    port_mapping: Annotated[
+        bool | None,
+        typer.Option(
+            "--port-mapping/--no-port-mapping",
+            help="Whether to ask a router in between for a port (PCP, NAT-PMP, UPnP)  [default: yes]",
+        ),
+    ] = None,
 ) -> None:
     """Run the daemon in the foreground; it logs to standard error. What is not given, the configuration file says."""
     config: Config = context.obj.load()
@@ -180,6 +189,8 @@ def run(
         update["gateway"] = True
     elif update and not config.gateway:
         raise typer.BadParameter("--workers, --spool-size and --grace are for the gateway: give --gateway as well")
+    if port_mapping is not None:
+        update["port_mapping"] = port_mapping
     config = config.model_copy(update=update)
     late.log.set_up(config.log_level, config.log_format)
     raise typer.Exit(late.daemon.run(config))

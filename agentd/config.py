@@ -76,9 +76,9 @@ class Config(Message):
     there, False: nowhere. `gateway`: agentd starts the MCP gateway, as
     GATEWAY_USER or as the user that is named; False: somebody else does. That one has `gateway_workers` processes,
     `gateway_spool_size` MiB of disk for the records of each, and `gateway_grace` seconds for running calls when it
-    stops. `stun_port`: the first of the controller's two
-    UDP ports that tell this host from where it is seen; False: it is not asked. `metrics`: where Prometheus may ask,
-    whoever reaches that address; False: nowhere.
+    stops. `stun_port`: the first of the controller's two UDP ports that tell this host from where it is seen; False: it
+    is not asked. `port_mapping`: a router in between is asked for a port. `metrics`: where Prometheus may ask, whoever
+    reaches that address; False: nowhere.
     """
 
     name: NodeName | None = None
@@ -87,6 +87,7 @@ class Config(Message):
     link: Annotated[str, AfterValidator(_check_link)] = "wardmesh0"
     listen_port: Annotated[int, Field(ge=1, le=65535, strict=True)] = 51820
     stun_port: Annotated[int, Field(ge=1, le=65534, strict=True)] | Literal[False] = STUN_PORT
+    port_mapping: Annotated[bool, Field(strict=True)] = True
     # 1280 is the least that IPv6 allows (RFC 8200 section 5); 1420 fits WireGuard over IPv6 into 1500.
     mtu: Annotated[int, Field(ge=1280, le=65455, strict=True)] = 1420
     relay_rate: Annotated[int, Field(ge=0, le=100_000, strict=True)] = 100

@@ -4,8 +4,10 @@ A stopped daemon leaves the tunnel as it is: only `leave` removes it. Knows of t
 """
 
 import asyncio
+import hmac
 import importlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Coroutine
@@ -36,11 +38,13 @@ from .keys import WireguardKey
 from .leave import leave
 from .local_api import Answer, Left, Request
 from .local_server import Handed, Subscription, listening, serve
+from .mapping import PortMapping
 from .measured import measure
 from .model import KernelError, LinkSettings
 from .naming import Naming, remove_names
 from .netmap import load
 from .path_report import PathLog
+from .paths.pcp import NONCE
 from .probe_socket import ProbeSocket
 from .probing import Prober
 from .reconcile import Reconciler
@@ -133,6 +137,7 @@ async def _run(config: Config) -> int:
             mesh,
             stun=stun_of(member.node.url, config.stun_port),
             candidates=lambda: endpoints(config, own.now, mesh),
+            mapping=PortMapping(config.listen_port, _nonce(state), allowed=config.port_mapping),
             mtu=config.mtu,
             listen_port=config.listen_port,
         )
@@ -144,6 +149,13 @@ async def _run(config: Config) -> int:
         stack.push_async_callback(kernel.close)
         await kernel.start()
         return await _Daemon(config, state, member, kernel, own, prober=prober, user=user).run(server)
+
+
+def _nonce(state: StateDir) -> bytes:
+    """What proves to a router that a port is ours: known to nobody else, and the same after a restart. Raises
+    StateError."""
+    key = state.identity_key()
+    return hmac.digest(key.text, b"wardmesh pcp nonce", "sha256")[:NONCE] if key is not None else os.urandom(NONCE)
 
 
 async def _metrics(where: str, parts: Parts) -> None:

@@ -1,19 +1,19 @@
-"""What the daemon answers about paths: `agentd paths`, `agentd ping`, `agentd netcheck`. Changes nothing."""
+"""What the daemon answers about paths: `agentd paths`, `agentd ping`. Changes nothing."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
 
-from controller.wire.base import Endpoint, NodeName
+from controller.wire.base import NodeName
 from controller.wire.netmap import Netmap, NodeId
 from controller.wire.paths import PathKind
 
 from .errors import AgentError
 from .local_api import PeerStatus
-from .path_messages import Netcheck, Paths, PathStatus, PeerPaths, PingRequest, Pong, RelayStatus, StunServer
+from .path_messages import Paths, PathStatus, PeerPaths, PingRequest, Pong
 from .paths.checks import View
 from .probing import Prober
 
-__all__ = ["netcheck", "paths", "ping"]
+__all__ = ["paths", "ping"]
 
 
 def paths(prober: Prober, netmap: Netmap | None, listed: Iterable[PeerStatus]) -> Paths:
@@ -93,24 +93,3 @@ def _address(text: str) -> str | None:
         return str(ipaddress.ip_address(text))
     except ValueError:
         return None
-
-
-def netcheck(prober: Prober, netmap: Netmap | None, candidates: tuple[Endpoint, ...], listen_port: int) -> Netcheck:
-    """From where this host is seen. `candidates` are its own endpoints."""
-    servers = tuple(StunServer(server=each.server, mapped=each.mapped, rtt=each.rtt) for each in prober.servers)
-    answering = any(server.mapped is not None for server in servers)
-    return Netcheck(
-        nat=prober.nat,
-        udp="works" if answering else "no answer" if servers else "not asked",
-        candidates=candidates,
-        reflexive=prober.reflexive,
-        servers=servers,
-        mapped=prober.mapping.endpoint,
-        remembered=prober.keeping.lived,
-        relays=tuple(
-            RelayStatus(name=name, region=each.region, rtt=each.rtt, chosen=each.chosen)
-            for each in prober.relays
-            if (name := _name(netmap, each.node)) is not None
-        ),
-        listen_port=listen_port,
-    )

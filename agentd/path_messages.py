@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from controller.wire.base import Endpoint, Message, NodeName
+from controller.wire.netcheck import MappedPort, NatKind, UdpState
 from controller.wire.netmap import NodeId
 from controller.wire.paths import PathKind
 
@@ -97,12 +98,12 @@ class Netcheck(Message):
     """The answer to NetcheckRequest."""
 
     answer: Literal["netcheck"] = "netcheck"
-    nat: Literal["none", "endpoint-independent", "endpoint-dependent", "unknown"]
-    udp: Literal["works", "no answer", "not asked"]
+    nat: NatKind
+    udp: UdpState
     candidates: tuple[Endpoint, ...] = Field(description="the host's own endpoints, as peers hear of them")
     reflexive: tuple[Endpoint, ...] = Field(description="where it is seen, if that is elsewhere")
     servers: tuple[StunServer, ...] = ()
-    mapped: Endpoint | None = Field(default=None, description="the router's port that leads here, by NAT-PMP")
+    mapping: MappedPort
     remembered: float | None = Field(
         default=None, description="seconds, at least, that the NAT remembers a silent flow; None: not measured"
     )

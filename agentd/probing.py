@@ -15,20 +15,20 @@ from functools import partial
 from typing import Final
 
 from controller.wire.base import Endpoint, split_endpoint
+from controller.wire.netcheck import NatKind
 from controller.wire.netmap import Mesh, Netmap, NodeId, Peer
 from controller.wire.paths import PathKind
 from controller.wire.stun import Binding, StunError, decode, encode, is_authentic
 
 from .binding import Keeping
 from .facts import OwnAddresses
-from .kernel.links import default_gateway
 from .mapping import PortMapping
 from .pairs import Pairs
 from .path_mtu import PathMtu
 from .path_report import Reached
 from .path_traffic import PathTraffic, ReadPeers
 from .paths.checks import Checks, State, View
-from .paths.discovery import Discovery, NatKind, ServerView
+from .paths.discovery import Discovery, ServerView
 from .paths.meeting import Meeting
 from .paths.prefer import Preference
 from .paths.relay_use import RelayUse, RelayView
@@ -66,6 +66,7 @@ class Prober:
         *,
         stun: tuple[str, int] | None,
         candidates: Callable[[], tuple[Endpoint, ...]],
+        mapping: PortMapping,
         mtu: int = 1420,
         listen_port: int = 51820,
     ) -> None:
@@ -86,12 +87,12 @@ class Prober:
         self._traffic = PathTraffic(self._unanswered, self._is_elsewhere)
         self._sizes = PathMtu(self.ask, mtu, self._tell_changed)
         self.keeping = Keeping(self._keep)
-        self.mapping = PortMapping(listen_port, default_gateway, self._mapped)
+        self.mapping = mapping
+        mapping.connect(self._mapped)
         self._fresh = (os.urandom(12) for _ in itertools.count())
         self._timer: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
-        self._resolve = asyncio.Event()
-        self._in_force = asyncio.Event()
+        self._resolve, self._in_force = asyncio.Event(), asyncio.Event()
 
     def connect(
         self,
@@ -374,7 +375,7 @@ class Prober:
                 self._links.seen()
         if self._discovery.nat != "unknown":
             self.keeping.behind_nat_of(self._discovery.translated_by)
-            self.mapping.want(self._discovery.translated_by is not None)
+            self.mapping.want(self._discovery.is_four_translated)
         changed = self._checks.take_changed()
         for node in changed:
             for view in self._checks.views(node):

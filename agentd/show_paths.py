@@ -6,6 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from controller.wire.netcheck import MappedPort
+
 from .path_messages import Netcheck, Paths, PathStatus, PeerPaths
 
 __all__ = ["netcheck", "paths"]
@@ -20,6 +22,12 @@ _UDP: Final = {
     "works": "works",
     "no answer": "no answer from the controller: is UDP to it blocked, or its STUN off?",
     "not asked": "the controller was not asked (yet)",
+}
+_PROTOCOLS: Final = {"pcp": "PCP", "nat-pmp": "NAT-PMP", "upnp": "UPnP", None: "nothing"}
+_NO_PORT: Final = {
+    "off": "not asked for: port_mapping is false",
+    "not needed": "not needed: no NAT is in between over IPv4, as far as is known",
+    "asking": "being asked for",
 }
 
 
@@ -66,8 +74,7 @@ def netcheck(answer: Netcheck) -> None:
     table.add_column(overflow="fold")
     table.add_row("NAT", _NAT[answer.nat])
     table.add_row("UDP", _UDP[answer.udp])
-    if answer.mapped is not None:
-        table.add_row("mapped", f"{answer.mapped} of the router leads here")
+    table.add_row("router's port", _port(answer.mapping))
     if answer.remembered is not None:
         table.add_row("remembered", f"a silent flow, for {answer.remembered:.0f} s at least")
     table.add_row("seen at", " ".join(answer.reflexive) or "its own endpoints, or not known")
@@ -79,6 +86,18 @@ def netcheck(answer: Netcheck) -> None:
         said = "does not answer" if relay.rtt is None else f"answers in {_milliseconds(relay.rtt)}"
         table.add_row("relay", f"{relay.name} ({relay.region}) {said}{', chosen' if relay.chosen else ''}")
     console.print(table)
+
+
+def _port(port: MappedPort) -> str:
+    match port.state:
+        case "mapped":
+            return f"{port.endpoint} leads here, by {_PROTOCOLS.get(port.protocol)}"
+        case "not seen":
+            return f"{port.endpoint}, by {_PROTOCOLS.get(port.protocol)}, which is behind a further NAT: not used"
+        case "none":
+            return f"none: {port.problem}"
+        case _:
+            return _NO_PORT[port.state]
 
 
 def _milliseconds(seconds: float | None) -> str:

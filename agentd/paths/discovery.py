@@ -6,13 +6,12 @@ Two ports of one server are asked: a NAT that maps both alike maps every peer al
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from controller.wire.base import Endpoint, split_endpoint
+from controller.wire.netcheck import NatKind
 
-__all__ = ["Discovery", "NatKind", "Question", "ServerView"]
-
-NatKind = Literal["none", "endpoint-independent", "endpoint-dependent", "unknown"]
+__all__ = ["Discovery", "Question", "ServerView"]
 
 _QUICK: Final = (0.5, 1.0, 2.0, 4.0)  # seconds until the next question, RFC 8489 section 6.2.1
 _KEEP: Final = 25.0  # behind a NAT: nobody but the servers tells when it gives this host another endpoint
@@ -119,6 +118,11 @@ class Discovery:
             if server.mapped is not None and server.mapped not in self._own
         ]
         return min(found, key=_is_six, default=None)
+
+    @property
+    def is_four_translated(self) -> bool:
+        """True when a NAT is in between for IPv4, the only family whose routers are asked for ports."""
+        return self.translated_by is not None and not _is_six(self.translated_by)
 
     @property
     def nat(self) -> NatKind:

@@ -2,7 +2,6 @@
 
 Two questions of a few fields each. PyPI has two libraries, NAT-PMP (1.3.2, of 2021; needs netifaces, which is no longer
 maintained) and py-natpmp (0.2.5, of 2023): both wait for the answer in select(), which an event loop must not.
-PCP (RFC 6887), on the same port, is not spoken.
 """
 
 import ipaddress
@@ -12,7 +11,9 @@ from typing import Final
 
 from controller.wire.base import Address
 
-__all__ = ["SERVER_PORT", "External", "Mapped", "NatPmpError", "ask_external", "ask_mapping", "read"]
+from .router import RouterError
+
+__all__ = ["SERVER_PORT", "External", "Mapped", "ask_external", "ask_mapping", "read"]
 
 SERVER_PORT: Final = 5351
 
@@ -30,15 +31,12 @@ _RESULTS: Final = {
 }
 
 
-class NatPmpError(ValueError):
-    """The router refused, or these bytes are no answer; the message says which."""
-
-
 @dataclass(frozen=True, slots=True)
 class External:
-    """The router's address outside."""
+    """The router's address outside, and its seconds since it began."""
 
     address: Address
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +59,16 @@ def ask_mapping(internal: int, external: int, lifetime: int) -> bytes:
 
 
 def read(data: bytes) -> External | Mapped:
-    """An answer. Raises NatPmpError."""
+    """An answer. Raises RouterError."""
     if len(data) < 8:
-        raise NatPmpError(f"{len(data)} bytes are no answer of NAT-PMP")
-    version, operation, result, _ = struct.unpack_from("!BBHI", data)
+        raise RouterError(f"{len(data)} bytes are no answer of NAT-PMP")
+    version, operation, result, epoch = struct.unpack_from("!BBHI", data)
     if version != _VERSION or operation not in {_ANSWER + _EXTERNAL, _ANSWER + _MAP_UDP}:
-        raise NatPmpError(f"version {version}, operation {operation} is no answer of NAT-PMP")
+        raise RouterError(f"version {version}, operation {operation} is no answer of NAT-PMP")
     if result:
-        raise NatPmpError(_RESULTS.get(result, f"result {result}"))
+        raise RouterError(_RESULTS.get(result, f"result {result}"))
     if len(data) != (12 if operation == _ANSWER + _EXTERNAL else 16):
-        raise NatPmpError(f"an answer of {len(data)} bytes to operation {operation - _ANSWER}")
+        raise RouterError(f"an answer of {len(data)} bytes to operation {operation - _ANSWER}")
     if operation == _ANSWER + _EXTERNAL:
-        return External(str(ipaddress.IPv4Address(data[8:])))
+        return External(str(ipaddress.IPv4Address(data[8:])), epoch)
     return Mapped(*struct.unpack_from("!HHI", data, 8))

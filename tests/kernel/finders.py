@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from agentd.facts import OwnAddresses
+from agentd.mapping import PortMapping
 from agentd.model import LinkSettings
 from agentd.paths.candidates import candidates
 from agentd.probe_socket import ProbeSocket
@@ -124,7 +125,14 @@ class Finder(OnHost):
         self.stack = ExitStack()
         self.own = self.stack.enter_context(OwnAddresses())
         sock = self.stack.enter_context(ProbeSocket(PORT))
-        self.prober = Prober(sock, self.own, MESH, stun=(server, stun_port), candidates=self._candidates)
+        self.prober = Prober(
+            sock,
+            self.own,
+            MESH,
+            stun=(server, stun_port),
+            candidates=self._candidates,
+            mapping=PortMapping(PORT, bytes([self.member.number] * 12)),
+        )
         settings = LinkSettings(backend="kernel", probe_port=sock.port)
         self.reconciler = Reconciler(settings, self.member.private_key, choices=self.prober.choices)
         await self.reconciler.start()

@@ -1,46 +1,8 @@
-"""A port that the router maps (miniupnpd's, by NAT-PMP) makes hosts direct that could not be without."""
+"""A port that the router maps (miniupnpd's, by PCP) makes hosts direct that could not be without."""
 
-from tests.kernel.finders import FORWARDED, introduce, place
-from tests.lab import Host, Lab, Switch, eventually
-
-# miniupnpd gives nobody a port of an address that it knows to be nobody's, as those for documentation are.
-INTERNET = "11.0.0.0/26"
-TABLE = """
-table inet upnp {
-  chain prerouting { type nat hook prerouting priority dstnat; jump mapped; }
-  chain postrouting { type nat hook postrouting priority srcnat - 1; jump mapped_out; }
-  chain forward { type filter hook forward priority filter - 1; jump allowed; }
-  chain mapped { }
-  chain mapped_out { }
-  chain allowed { }
-}
-"""
-SETTINGS = """
-ext_ifname={outside}
-listening_ip={inside}
-port=0
-enable_natpmp=yes
-enable_upnp=no
-secure_mode=yes
-min_lifetime=60
-max_lifetime=86400
-upnp_table_name=upnp
-upnp_nat_table_name=upnp
-upnp_forward_chain=allowed
-upnp_nat_chain=mapped
-upnp_nat_postrouting_chain=mapped_out
-uuid=8b6c0b5e-3f0f-4d2c-9c1a-2f1f0e6d7a11
-allow 1024-65535 0.0.0.0/0 1024-65535
-"""
-
-
-def offer_ports(router: Host, inside: Switch, outside: Switch) -> None:
-    """Run miniupnpd on a NAT router."""
-    router.nft(TABLE + FORWARDED)
-    settings = router.directory / "miniupnpd.conf"
-    settings.write_text(SETTINGS.format(outside=router.port(outside).link, inside=router.port(inside).link))
-    router.start("miniupnpd", "-d", "-f", settings, "-P", router.directory / "miniupnpd.pid")
-    eventually(lambda: ":5351 " in router.run("ss", "-lun").stdout, 20, what="miniupnpd to listen")
+from tests.kernel.finders import introduce, place
+from tests.kernel.routers import INTERNET, mapped_ports, offer_ports
+from tests.lab import Lab, eventually
 
 
 def test_paths_between_hosts_whose_nats_map_each_destination_anew_are_direct_by_a_port_that_one_router_maps() -> None:
@@ -60,7 +22,7 @@ def test_paths_between_hosts_whose_nats_map_each_destination_anew_are_direct_by_
             eventually(lambda: right.works_directly(left), 60, what="the path by the mapped port")
             eventually(lambda: left.reaches(right), 30, what="an answer through the tunnel")
             assert left.call(left.prober.mapping.end) == [f"gave the router's port {outside} back"]
-            assert "51820" not in router.run("nft", "list", "chain", "inet", "upnp", "mapped").stdout
+            assert "51820" not in mapped_ports(router)
 
 
 def test_paths_behind_a_nat_that_maps_no_ports_are_found_as_before() -> None:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, ExitStack
 import pytest
 
 from agentd.facts import OwnAddresses
+from agentd.mapping import PortMapping
 from agentd.paths.pair import pair
 from agentd.probe_socket import ProbeSocket
 from agentd.probing import Prober
@@ -27,7 +28,10 @@ class Probing:
         self.member = Member(number, endpoints=(f"127.0.0.1:{self.socket.port}",))
         self.moved = self.seen = 0
         where = None if stun is None else ("127.0.0.1", stun)
-        self.prober = Prober(self.socket, own, MESH, stun=where, candidates=lambda: self.member.endpoints)
+        mapping = PortMapping(51820, bytes(12), allowed=False)
+        self.prober = Prober(
+            self.socket, own, MESH, stun=where, candidates=lambda: self.member.endpoints, mapping=mapping
+        )
         self.prober.connect(private_key=lambda: self.member.private_key, changed=self._changed, seen=self._seen)
 
     def _changed(self) -> None:

@@ -37,6 +37,7 @@ def test_all_keys_are_read(tmp_path: Path) -> None:
         link = "mesh0"
         listen_port = 4500
         stun_port = 4501
+        port_mapping = false
         mtu = 1280
         relay_rate = 20
         table = "mesh"

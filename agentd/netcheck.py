@@ -1,0 +1,49 @@
+"""From where this host is seen, and what is in between: for `agentd netcheck`. Asks nobody."""
+
+from controller.wire.base import Endpoint
+from controller.wire.netcheck import MappedPort, MappingState
+from controller.wire.netmap import Netmap
+
+from .path_messages import Netcheck, RelayStatus, StunServer
+from .probing import Prober
+
+__all__ = ["netcheck"]
+
+_LONGEST = 500  # characters
+
+
+def netcheck(prober: Prober, netmap: Netmap | None, candidates: tuple[Endpoint, ...], listen_port: int) -> Netcheck:
+    """For people on this host. `candidates` are its own endpoints."""
+    servers = tuple(StunServer(server=each.server, mapped=each.mapped, rtt=each.rtt) for each in prober.servers)
+    answering = any(server.mapped is not None for server in servers)
+    names = {peer.id: peer.name for peer in netmap.peers.values()} if netmap is not None else {}
+    return Netcheck(
+        nat=prober.nat,
+        udp="works" if answering else "no answer" if servers else "not asked",
+        candidates=candidates,
+        reflexive=prober.reflexive,
+        servers=servers,
+        mapping=_mapped(prober),
+        remembered=prober.keeping.lived,
+        relays=tuple(
+            RelayStatus(name=names[each.node], region=each.region, rtt=each.rtt, chosen=each.chosen)
+            for each in prober.relays
+            if each.node in names
+        ),
+        listen_port=listen_port,
+    )
+
+
+def _mapped(prober: Prober) -> MappedPort:
+    mapping = prober.mapping
+    state: MappingState
+    if not mapping.allowed:
+        state = "off"
+    elif not mapping.wanted:
+        state = "not needed"
+    elif mapping.endpoint is None:
+        state = "asking" if mapping.problem is None else "none"
+    else:
+        state = "mapped" if mapping.endpoint in prober.reflexive else "not seen"
+    problem = mapping.problem[:_LONGEST] if mapping.problem is not None and mapping.wanted else None
+    return MappedPort(state=state, protocol=mapping.protocol, endpoint=mapping.endpoint, problem=problem)
