@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final, TypeVar
 
 from controller.wire.base import Address
@@ -68,7 +69,7 @@ def throughput(bench: Bench, left: Node, right: Node) -> None:
             node.apply(wanted)
             if maps is None:
                 node.host.run("nft", "delete", "table", "inet", node.settings.table)
-                node.call(lambda node=node: forget(node))
+                node.call(partial(forget, node))
         return iperf3(left, right)
 
     found = alternate(
@@ -185,7 +186,7 @@ def revocation(bench: Bench, controller: Controller, client: Agent, server: Agen
     for _ in range(REVOCATIONS):
         controller.put_policy(ALLOWED)
         with flow(client, server, address) as arrivals:
-            eventually(lambda arrivals=arrivals: len(arrivals) > 20, 30)
+            eventually(partial(flowing, arrivals), 30)
             called = time.monotonic()
             controller.put_policy(NOBODY)
             quiet_for(arrivals, 0.5, 20)
@@ -268,6 +269,10 @@ def connect(client: Agent, address: Address) -> socket.socket:
 
     eventually(connected, 30)
     return found[0]
+
+
+def flowing(arrivals: list[float]) -> bool:
+    return len(arrivals) > 20
 
 
 def quiet_for(arrivals: list[float], seconds: float, timeout: float) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -107,7 +108,7 @@ def idle(bench: Bench) -> None:
         controller.put_policy(ALLOW_ALL)
         for member in MEMBERS[:IDLE_PEERS]:
             peer = StaticPeerCreate(name=member.name, public_key=member.public_key, endpoints=member.endpoints)
-            controller.ask(lambda client, peer=peer: client.create_peer(peer))
+            controller.ask(methodcaller("create_peer", peer))
         agent = Agent.join(lab.host("agent", switch), controller.join_string())
         eventually(lambda: len(agent.status()["peers"]) == IDLE_PEERS, 60, interval=1)
         daemon = psutil.Process(agent.process.pid)
@@ -133,7 +134,7 @@ async def _write_peers_alone() -> float:
     device = KernelDevice.open(links)
     assert device is not None
     await device.create("bench0")
-    changes = [
+    changes: list[SetDevice | PeerChange] = [
         SetDevice(public_key="set", listen_port=4242),
         *(
             PeerChange(

@@ -9,6 +9,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from socket import AF_INET, SOCK_STREAM
 from typing import Final
 
@@ -67,10 +68,10 @@ def cells(bench: Bench) -> None:
             one, other = left[pair[0]], right[pair[1]]
             one.meet(other)
             other.meet(one)
-            took = until(f"an answer between {pair}", lambda one=one, other=other: answers(one, other))
+            took = until(f"an answer between {pair}", partial(answers, one, other))
             first.append(took)
             if in_theory(*pair):
-                took += until(f"a direct path of {pair}", lambda one=one, other=other: one.works_directly(other))
+                took += until(f"a direct path of {pair}", partial(one.works_directly, other))
                 direct.append(took)
             one.meet()
             other.meet()

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,7 +38,7 @@ def policy_at_scale(bench: Bench) -> None:
         if not report.ok or report.grants != GRANTS:
             raise AssertionError(report)
         state = MeshState(fleet, time.time())
-        compile_s, affected = timed(lambda state=state: state.apply(write, time.time()))
+        compile_s, affected = timed(partial(state.apply, write, time.time()))
         checks.append(check_s)
         compiles.append(compile_s)
     maps_s, maps = timed(lambda: [state.netmap(node_id) for node_id in fleet.nodes])

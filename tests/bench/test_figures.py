@@ -1,6 +1,7 @@
 """The library that every bench reports through."""
 
 import json
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,12 @@ def test_a_bar_holds_on_one_side_of_its_limit_only(value: float, limit: float) -
 
 def test_alternating_takes_turns_and_changes_the_order() -> None:
     order: list[str] = []
-    runs = alternate({name: lambda name=name: order.append(name) or len(order) for name in ("a", "b")}, rounds=3)
+
+    def measured(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    runs = alternate({name: partial(measured, name) for name in ("a", "b")}, rounds=3)
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert runs["a"].values == (1, 4, 5)
     assert (runs["a"].lowest, runs["a"].highest, runs["a"].median) == (1, 5, 4)

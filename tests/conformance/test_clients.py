@@ -11,6 +11,7 @@ import pytest
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.shared.exceptions import MCPError
+from mcp_types import TextContent
 
 from agentd.gateway.spool import SpoolReader
 from controller.wire.mcp import ArgumentRule, HttpUpstream, Matches, McpGrant, ToolRules
@@ -67,7 +68,7 @@ async def use(client: Client) -> None:
         "test://static-text",
     ]
     answer = await client.call_tool("test_simple_text", {})
-    assert answer.content[0].text == TEXT
+    assert [block.text for block in answer.content if isinstance(block, TextContent)] == [TEXT]
     with pytest.raises(MCPError) as denied:
         await client.call_tool("test_image_content", {})
     assert NEEDED in denied.value.message

@@ -111,6 +111,10 @@ class Agent:
         status: dict[str, Any] = json.loads(self.run("status", "--json", check=False))
         return status
 
+    def streams(self) -> bool:
+        """Whether it has its stream from the controller."""
+        return bool(self.status()["controller"]["phase"] == "streaming")
+
     def restart(self) -> None:
         """Run the daemon again; it must have ended. Returns at once: the controller may be away."""
         assert not self.process.running

@@ -55,5 +55,5 @@ def check(controller: Controller, a: Agent, b: Agent, when: str) -> None:
     eventually(lambda: time.monotonic() > end, timeout=1000, interval=200)
     eventually(lambda: reaches(a, b) and reaches(b, a), timeout=600, interval=60, what=f"tunnel {when}")
     for agent in (a, b):
-        eventually(lambda agent=agent: agent.status()["controller"]["phase"] == "streaming", 600, interval=60)
+        eventually(agent.streams, 600, interval=60)
     assert controller.node("a").online

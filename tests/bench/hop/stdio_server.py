@@ -6,7 +6,7 @@ import sys
 TEXT = "y" * 800
 
 
-def result_of(method: str, params: dict) -> dict:
+def result_of(method: str, params: dict[str, str]) -> dict[str, object]:
     if method == "initialize":
         server = {"name": "bench", "version": "1"}
         return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": server}
