@@ -48,6 +48,7 @@ def gateway(
         bool, typer.Option("--with-parent", help="Stop when standard input ends, as it does when the parent is gone.")
     ] = False,
     worker: Annotated[int, typer.Option(hidden=True)] = -1,
+    siblings: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """The MCP gateway of one host: passes calls from the mesh to MCP servers as policy allows, and records them."""
     set_up(log_level, "plain")
@@ -61,6 +62,7 @@ def gateway(
         grace=grace,
         spool_bytes=spool_size << 20,
         with_parent=with_parent or worker >= 0,
+        siblings=tuple(map(int, siblings.split(","))) if siblings else (),
     )
     try:
         if workers > 1 and worker < 0:

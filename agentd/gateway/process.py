@@ -22,6 +22,7 @@ from .runtime import Runtime, bind_here
 from .sessions import Sessions
 from .settings import Settings, read_callers, read_policy, session_key
 from .shipping import Shipper, ship_leftovers
+from .siblings import Siblings
 from .spool import SpoolWriter
 from .upstreams import connect
 
@@ -56,6 +57,9 @@ async def run(settings: Settings, worker: int) -> None:
         in_force = _InForce(policy)
         audit = await _audit(settings, worker, in_force, undo)
         gateway = Gateway(identity, compiled, audit, Sessions(session_key(settings.state_dir)))
+        siblings = Siblings(worker, settings.siblings) if settings.siblings else None
+        if siblings is not None:
+            undo.callback(siblings.close)
         runtime = Runtime(
             gateway,
             limiter,
@@ -65,6 +69,7 @@ async def run(settings: Settings, worker: int) -> None:
             http=HttpLimits(),
             process=worker,
             processes=settings.workers,
+            siblings=siblings,
         )
         undo.push_async_callback(runtime.close, settings.grace)
         runtime.start()

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import urlsplit
 
 from controller.wire.mcp import GatewayPolicy, HttpUpstream, Service
@@ -24,6 +25,7 @@ from .limits import Limiter
 from .mirrors import Mirrors
 from .policy import CompiledPolicy
 from .proxy import ServiceApp
+from .siblings import Siblings
 from .sockets import listening
 from .types import Upstream
 
@@ -34,6 +36,7 @@ log = logging.getLogger("agentd.gateway")
 _RECHECK = 5.0  # seconds between looks at whether callers are still who they were
 
 _LOOK_AT_CERTIFICATES = 1.0
+_NEWS = 5.0  # seconds in which all processes have heard of a service
 
 # Opens a socket at an address and port of the service's, shared by so many processes. Raises AgentError.
 Listen = Callable[[Service, str, int, int], Awaitable[socket.socket]]
@@ -63,7 +66,8 @@ class Runtime:
 
     `connect` makes a service's upstream, or raises AgentError; `listen` opens its sockets. `processes` of ours listen
     on the same addresses; this one is number `process`. A server on standard input and output runs in the first of
-    them, so that there is only one. `certificates` None: nothing is served over TLS.
+    them, so that there is only one. `siblings` None: connections are served where they come. `certificates` None:
+    nothing is served over TLS.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Runtime:
         certificates: Certificates | None = None,
         process: int = 0,
         processes: int = 1,
+        siblings: Siblings | None = None,
         recheck: float = _RECHECK,
     ) -> None:
         self._gateway = gateway
@@ -88,12 +93,15 @@ class Runtime:
         self._binding = asyncio.Lock()
         self._process = process
         self._processes = processes
+        self._siblings = siblings
         self._recheck = recheck
         self._running: dict[str, _Running] = {}
         self._wanted: GatewayPolicy | None = None
         self._unable: dict[str, str] = {}  # services that are wanted and could not be made
         self._tasks: list[asyncio.Task[None]] = []
         self._next_end: asyncio.TimerHandle | None = None
+        self._applied = asyncio.Condition()
+        self._taking: set[asyncio.Task[None]] = set()  # what siblings passed on
 
     def start(self) -> None:
         """Keep streams alive, callers checked and addresses bound from now on."""
@@ -103,6 +111,8 @@ class Runtime:
             asyncio.create_task(self._regularly(self._recheck, self._look_again)),
             asyncio.create_task(self._regularly(_LOOK_AT_CERTIFICATES, self._look_at_certificates)),
         ]
+        if self._siblings is not None:
+            self._siblings.start(self._take_soon)
 
     async def apply(self, policy: GatewayPolicy) -> list[str]:
         """Put a policy in force; returns what of it could not be, each as a sentence."""
@@ -130,6 +140,8 @@ class Runtime:
             if running.service != service:
                 self._serve(running, service)
             problems += await self._bind(running)
+        async with self._applied:
+            self._applied.notify_all()
         return problems
 
     async def close(self, grace: float) -> None:
@@ -137,9 +149,9 @@ class Runtime:
         self._gateway.stopping = True
         if self._next_end is not None:
             self._next_end.cancel()
-        for task in self._tasks:
+        for task in (*self._tasks, *self._taking):
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._taking, return_exceptions=True)
         await asyncio.gather(*(self._stop(name, grace) for name in list(self._running)))
 
     def bound(self) -> set[tuple[str, int]]:
@@ -174,7 +186,10 @@ class Runtime:
 
     def _prepare(self, service: Service) -> _Running:
         upstream, mirrors = self._connect(service), Mirrors()
-        server = Server(ServiceApp(self._gateway, service, upstream, _target(service), mirrors))
+        pass_on = None
+        if self._siblings is not None and self._sharing(service) > 1:
+            pass_on = partial(self._siblings.pass_on, service.name)
+        server = Server(ServiceApp(self._gateway, service, upstream, _target(service), mirrors), pass_on=pass_on)
         running = self._running[service.name] = _Running(service, upstream, server, mirrors, set())
         self._serve(running, service)
         return running
@@ -184,6 +199,28 @@ class Runtime:
         running.service = service
         running.server.app = ServiceApp(self._gateway, service, running.upstream, _target(service), running.mirrors)
         running.server.limits = replace(self._http, header_bytes=service.limits.headers)
+
+    def _take_soon(self, name: str, connection: socket.socket) -> None:
+        task = asyncio.create_task(self._take(name, connection))
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    async def _take(self, name: str, connection: socket.socket) -> None:
+        """Serve what a sibling passed on; it may have heard of the service a little before us."""
+        taken = False
+        try:
+            async with asyncio.timeout(_NEWS), self._applied:
+                await self._applied.wait_for(lambda: name in self._running)
+            running = self._running[name]
+            taken = True
+            await running.server.take(connection, tls=connection.getsockname()[1] == running.service.tls_port)
+        except TimeoutError:
+            log.warning("a connection was passed on for a service that is not served here", extra={"service": name})
+        except OSError as error:
+            log.debug("a connection was gone before it could be served: %s", error.strerror)
+        finally:
+            if not taken:
+                connection.close()
 
     def _is_served_here(self, service: Service) -> bool:
         return self._process == 0 or self._sharing(service) > 1

@@ -23,7 +23,8 @@ class Settings:
     """`policy` None: agentd is followed at `agent_socket`. `callers` None: agentd is asked there who callers are.
 
     `grace`: seconds that running exchanges have at the end. `spool_bytes`: what the
-    audit spool of each process may take on the disk. `with_parent`: end when standard input does.
+    audit spool of each process may take on the disk. `with_parent`: end when standard input does. `siblings`:
+    descriptors that a worker inherits, to pass connections on by.
     """
 
     policy: Path | None
@@ -34,6 +35,7 @@ class Settings:
     grace: float
     spool_bytes: int
     with_parent: bool
+    siblings: tuple[int, ...] = ()
 
 
 class _StaticCaller(Message):

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..errors import AgentError
 
-__all__ = ["listening"]
+__all__ = ["listening", "process_of"]
 
 # linux/in6.h (4.15); the socket module does not name it. IP_FREEBIND (ip(7)) is for IPv4 alone.
 _IPV6_FREEBIND: Final = 78
@@ -17,11 +17,11 @@ _IP_FREEBIND: Final = 15
 _BACKLOG: Final = 1024
 _SO_ATTACH_REUSEPORT_CBPF: Final = 51  # asm-generic/socket.h, Linux 4.5
 # linux/bpf_common.h and linux/filter.h
-_LOAD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_LOAD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
 _MODULO: Final = 0x94  # BPF_ALU | BPF_MOD | BPF_K
 _RETURN: Final = 0x16  # BPF_RET | BPF_A
 _NETWORK_HEADER: Final = 0x1_0000_0000 - 0x100000  # SKF_NET_OFF as an unsigned word
-_SOURCE: Final = {socket.AF_INET: 12, socket.AF_INET6: 20}  # the source address, of IPv6 its last four bytes
+_SOURCE: Final = {socket.AF_INET: 15, socket.AF_INET6: 23}  # the last byte of the source address
 
 
 def listening(address: str, port: int, *, processes: int) -> socket.socket:
@@ -58,14 +58,23 @@ def listening(address: str, port: int, *, processes: int) -> socket.socket:
         return made
 
 
+def process_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address, processes: int) -> int:
+    """Which of `processes` has this caller: by the last byte, which a node's addresses of both families share.
+
+    (Both end with the node's number; of a mesh whose IPv4 prefix is longer than /24, with a part of it.)
+    """
+    return address.packed[-1] % processes
+
+
 def _keep_callers_together(listener: socket.socket, processes: int) -> None:
     """Let the kernel choose the process by the caller's address instead of by its connection.
 
     Limits belong to callers: spread over processes, a caller that opens many connections would have each limit many
-    times. A process that is missing is replaced by the kernel's own choice (net/core/sock_reuseport.c).
+    times. The same rule as `process_of`, as far as the processes listened in their order: the kernel counts them by
+    that, and puts the last one where one ends (net/core/sock_reuseport.c). `siblings` sets right what it gets wrong.
     """
     instructions = (
-        (_LOAD_WORD, _NETWORK_HEADER + _SOURCE[listener.family]),
+        (_LOAD_BYTE, _NETWORK_HEADER + _SOURCE[listener.family]),
         (_MODULO, processes),
         (_RETURN, 0),
     )

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from .siblings import Family
+
 __all__ = ["supervise"]
 
 log = logging.getLogger("agentd.gateway")
@@ -25,7 +27,8 @@ async def supervise(arguments: Sequence[str], count: int, grace: float, *, with_
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    workers = [_Worker(arguments, number) for number in range(count)]
+    family = Family(count)
+    workers = [_Worker(arguments, number, family.descriptors(number)) for number in range(count)]
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, _read_again, workers)
@@ -40,6 +43,7 @@ async def supervise(arguments: Sequence[str], count: int, grace: float, *, with_
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.gather(*(worker.end(grace + 5) for worker in workers))
+    family.close()
     return 1 if failed else 0
 
 
@@ -51,8 +55,9 @@ def _read_again(workers: "list[_Worker]") -> None:
 class _Worker:
     """One worker process."""
 
-    def __init__(self, arguments: Sequence[str], number: int) -> None:
-        self._arguments = (*arguments, "--worker", str(number))
+    def __init__(self, arguments: Sequence[str], number: int, inherited: Sequence[int]) -> None:
+        self._arguments = (*arguments, "--worker", str(number), "--siblings", ",".join(map(str, inherited)))
+        self._inherited = inherited
         self._number = number
         self._process: asyncio.subprocess.Process | None = None
 
@@ -65,7 +70,9 @@ class _Worker:
             began = loop.time()
             # Its standard input is a pipe that only we hold: when we die, however that is, it reads the end and stops.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agentd.gateway", *self._arguments, stdin=asyncio.subprocess.PIPE
+                *(sys.executable, "-m", "agentd.gateway", *self._arguments),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=self._inherited,
             )
             code = await self._process.wait()
             lived = loop.time() - began

@@ -14,7 +14,9 @@ from tests.gateway.agent import Agent
 from tests.gateway.authority import Authority
 from tests.gateway.following import Gateway
 from tests.gateway.harness import Lab
+from tests.gateway.processes import Process
 from tests.gateway.sdk_server import serving
+from tests.gateway.upstream import Upstream
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -63,6 +65,20 @@ async def gateway(tmp_path: Path, agent: Agent) -> AsyncIterator[Gateway]:
     made = Gateway(tmp_path, agent)
     yield made
     await made.stop()
+
+
+@pytest.fixture
+async def upstream(lab: Lab) -> Upstream:
+    return await lab.upstream()
+
+
+@pytest.fixture
+async def policy_gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Process]:
+    """A gateway with a policy file of one service, whose upstream is `upstream`; not started yet."""
+    made = Process(tmp_path, f"http://127.0.0.1:{upstream.port}/mcp")
+    yield made
+    if made.process is not None and made.process.returncode is None:
+        await made.stop()
 
 
 @pytest.fixture

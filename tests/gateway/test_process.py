@@ -1,14 +1,10 @@
-"""The gateway as a process: started, told to read again, told to stop, killed; one worker or several."""
+"""The gateway as a process: started, told to read again, told to stop."""
 
 import asyncio
 import json
 import signal
 import socket
 import stat
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,101 +12,14 @@ import pytest
 
 from agentd.errors import AgentError
 from agentd.gateway.sockets import listening
-from tests.gateway.harness import BOUND, KEY, Client, Lab, free_port, policy, soon, tool
+from tests.gateway.harness import BOUND, Client, Lab, free_port, soon, tool
+from tests.gateway.processes import START, Process, call
 from tests.gateway.upstream import Upstream
 
-START = 30.0
-
-
-class Process:
-    """`python -m agentd.gateway` with a policy file of one service."""
-
-    def __init__(self, directory: Path, url: str) -> None:
-        self.directory = directory
-        self.url = url
-        self.port = free_port()
-        self.log = directory / "log"
-        self.state = directory / "state"
-        self.policy = directory / "policy.json"
-        self.callers = directory / "callers.json"
-        self.process: asyncio.subprocess.Process | None = None
-        self.write_policy()
-        self.write_callers([f"127.0.0.{number}" for number in range(1, 20)])
-
-    def write_callers(self, addresses: list[str]) -> None:
-        listed = [
-            {"node_id": f"n{number}", "name": f"caller-{number}", "public_key": KEY, "tags": [], "address": address}
-            for number, address in enumerate(addresses)
-        ]
-        for one in listed:
-            one["public_key"] = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
-        self.callers.write_text(json.dumps(listed))
-
-    def write_policy(
-        self,
-        revision: int = 1,
-        tools: list[str] | None = None,
-        beside: Mapping[str, Mapping[str, Any]] | None = None,
-        **service: Any,
-    ) -> None:
-        """One service, `svc`, and those of `beside`, which have its upstream too."""
-        described = {
-            "addresses": ["127.0.0.1"],
-            "port": self.port,
-            "upstream": {"type": "http", "url": self.url},
-            **service,
-        }
-        others = {name: {**described, **facts} for name, facts in (beside or {}).items()}
-        wanted = policy({"svc": described, **others}, revision=revision).model_dump(mode="json")
-        wanted["sets"]["alice"]["addresses"] = [f"127.0.0.{number}" for number in range(1, 20)]
-        wanted["grants"]["all"]["tools"] = ["*"] if tools is None else tools
-        fresh = self.policy.with_suffix(".new")
-        fresh.write_text(json.dumps(wanted))
-        fresh.rename(self.policy)
-
-    async def start(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "agentd.gateway", "--policy", str(self.policy), "--state-dir", str(self.state)]
-        known = () if "--agent-socket" in arguments else ("--callers", str(self.callers))
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *command, *known, "--grace", "1", *arguments, stderr=log
-            )
-
-    async def ready(self, count: int = 1) -> None:
-        await soon(lambda: self.said("info ready") >= count, START)
-
-    def said(self, text: str) -> int:
-        return self.log.read_text().count(text)
-
-    def workers(self) -> list[psutil.Process]:
-        assert self.process is not None
-        return psutil.Process(self.process.pid).children()
-
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        assert self.process is not None
-        with suppress(ProcessLookupError):
-            self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), START)
-
 
 @pytest.fixture
-async def upstream(lab: Lab) -> Upstream:
-    return await lab.upstream()
-
-
-@pytest.fixture
-async def gateway(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Process]:
-    made = Process(tmp_path, f"http://127.0.0.1:{upstream.port}/mcp")
-    yield made
-    if made.process is not None and made.process.returncode is None:
-        await made.stop()
-
-
-async def call(lab: Lab, gateway: Process, address: str = "127.0.0.1") -> int:
-    client = await lab.connect(address, gateway.port)
-    answer = await client.call(tool())
-    await client.close()
-    return answer.status if "result" in answer.json else -answer.code
+def gateway(policy_gateway: Process) -> Process:
+    return policy_gateway
 
 
 async def test_it_serves_until_told_to_stop_and_leaves_nothing(lab: Lab, gateway: Process) -> None:
@@ -262,88 +171,6 @@ async def test_an_address_in_use_is_said_and_taken_when_it_is_free(lab: Lab, gat
         assert gateway.said("cannot listen at 127.0.0.1") == 1
     await soon(lambda: gateway.said("info serving"), START)
     assert await call(lab, gateway) == 200
-
-
-# --- workers
-
-
-def callers_of(spool: Path) -> set[str]:
-    found = set()
-    for path in spool.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            found |= {f"caller-{number}" for number in range(20) if f'"caller-{number}"'.encode() in data}
-    return found
-
-
-async def test_workers_share_callers_and_never_split_one(lab: Lab, gateway: Process) -> None:
-    await gateway.start("--workers", "2")
-    await gateway.ready(2)
-    for _ in range(3):
-        for number in range(1, 20):
-            assert await call(lab, gateway, f"127.0.0.{number}") == 200
-    assert await gateway.stop() == 0
-    spools = [callers_of(gateway.state / "spool" / str(worker)) for worker in range(2)]
-    assert all(spools)
-    assert not spools[0] & spools[1]
-    assert len(spools[0] | spools[1]) == 19
-
-
-async def test_a_worker_that_dies_is_replaced(lab: Lab, gateway: Process) -> None:
-    await gateway.start("--workers", "2")
-    await gateway.ready(2)
-    victim = gateway.workers()[0]
-    victim.kill()
-    await gateway.ready(3)
-    assert len(gateway.workers()) == 2
-    for number in range(1, 20):
-        assert await call(lab, gateway, f"127.0.0.{number}") == 200
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-async def test_workers_end_with_their_parent(gateway: Process, number: signal.Signals) -> None:
-    await gateway.start("--workers", "2")
-    await gateway.ready(2)
-    workers = gateway.workers()
-    await gateway.stop(number)
-    await soon(lambda: not any(worker.is_running() for worker in workers), START)
-
-
-async def test_workers_read_a_changed_policy(lab: Lab, gateway: Process) -> None:
-    await gateway.start("--workers", "2")
-    await gateway.ready(2)
-    gateway.write_policy(2, tools=["other"])
-    assert gateway.process is not None
-    gateway.process.send_signal(signal.SIGHUP)
-    await soon(lambda: gateway.said("in force") == 2)
-    assert {await call(lab, gateway, f"127.0.0.{number}") for number in range(1, 20)} == {-40300}
-
-
-async def test_workers_that_cannot_start_end_the_parent(gateway: Process) -> None:
-    gateway.policy.unlink()
-    await gateway.start("--workers", "2")
-    assert gateway.process is not None
-    assert await asyncio.wait_for(gateway.process.wait(), START) == 1
-
-
-async def test_a_command_as_upstream_runs_once_whatever_the_workers(lab: Lab, gateway: Process) -> None:
-    pids = gateway.directory / "pids"
-    script = (
-        "import json, os, sys\n"
-        f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
-        "for line in sys.stdin:\n"
-        "    message = json.loads(line)\n"
-        "    if 'id' in message:\n"
-        "        result = {'resultType': 'complete', 'supportedVersions': ['2026-07-28'], 'capabilities': {},"
-        " 'ttlMs': 0, 'cacheScope': 'private'}\n"
-        "        print(json.dumps({'jsonrpc': '2.0', 'id': message['id'], 'result': result}), flush=True)\n"
-    )
-    gateway.write_policy(1, upstream={"type": "stdio", "command": [sys.executable, "-c", script]})
-    await gateway.start("--workers", "2")
-    await gateway.ready(2)
-    for number in range(1, 20):
-        assert await call(lab, gateway, f"127.0.0.{number}") == 200
-    assert len(pids.read_text().split()) == 1
 
 
 # --- sockets

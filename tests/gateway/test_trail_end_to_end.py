@@ -19,7 +19,7 @@ from agentd.gateway.types import Code
 from tests.control import test_process as controllers
 from tests.control.agents import joined
 from tests.gateway.harness import Lab, free_port, tool
-from tests.gateway.test_process import Process
+from tests.gateway.processes import Process
 from tests.gateway.upstream import Upstream
 
 PATIENCE = 60.0

@@ -27,10 +27,10 @@ log = logging.getLogger("agentd.gateway.http")
 class Connection(asyncio.Protocol):
     """One client. Its requests are served one after the other, by one task; those that need not wait, without it.
 
-    `fault`: what it did wrong by coming here at all, which is its only answer.
+    `fault`: what it did wrong by coming here at all, which is its only answer. `settled`: it is ours, whoever calls.
     """
 
-    def __init__(self, server: "Server", fault: BadRequestError | None = None) -> None:
+    def __init__(self, server: "Server", fault: BadRequestError | None = None, *, settled: bool = False) -> None:
         self._server = server
         self.limits = server.limits
         self._loop = asyncio.get_running_loop()
@@ -43,6 +43,7 @@ class Connection(asyncio.Protocol):
         self._wanted: asyncio.Future[None] | None = None  # the task waits for a request
         self._drained: asyncio.Future[None] | None = None  # set while the client does not take what we write
         self._fault = fault
+        self._settled = settled
         self._headers: list[tuple[bytes, bytes]] | None = None  # of the head that is arriving
         self._head_bytes = 0  # of segments that held nothing but a part of the head
         self._segment = 0  # bytes of the segment that is being read
@@ -65,7 +66,8 @@ class Connection(asyncio.Protocol):
         peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.peer = peer[0] if peer else ""
         self.local = (local[0], local[1]) if local else ("", 0)
-        if len(self._server.connections) >= self.limits.connections or self._server.draining:
+        elsewhere = not self._settled and self._server.passes_on(self.peer, transport.get_extra_info("socket").fileno())
+        if elsewhere or len(self._server.connections) >= self.limits.connections or self._server.draining:
             self.closed = True
             self.transport.abort()
             return

@@ -31,6 +31,7 @@ class Doorway:
     def __init__(self, server: "Server", listening: socket.socket, tls: ssl.SSLContext) -> None:
         self._server = server
         self._listening = listening
+        self.place = listening.getsockname()[:2]
         self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._greeting: set[asyncio.Task[None]] = set()
@@ -58,12 +59,19 @@ class Doorway:
                 log.warning("no connection can be accepted now: %s", error.strerror)
                 await asyncio.sleep(_PAUSE)
                 continue
-            if not self._server.has_room():
+            if self._server.passes_on(address[0], connection.fileno()):
                 connection.close()
-                continue
-            task = self._loop.create_task(self._greet(connection, address[0]))
-            self._greeting.add(task)
-            task.add_done_callback(self._greeting.discard)
+            else:
+                self.take(connection, address[0])
+
+    def take(self, connection: socket.socket, peer: str) -> None:
+        """Greet who is at this connection, which is ours from now on."""
+        if not self._server.has_room():
+            connection.close()
+            return
+        task = self._loop.create_task(self._greet(connection, peer))
+        self._greeting.add(task)
+        task.add_done_callback(self._greeting.discard)
 
     async def _greet(self, connection: socket.socket, peer: str) -> None:
         """Until the handshake is over, within the time that a request's head has."""
@@ -79,7 +87,7 @@ class Doorway:
             handed_over = True
             if first == _HANDSHAKE:
                 await self._loop.connect_accepted_socket(
-                    lambda: Connection(self._server),
+                    lambda: Connection(self._server, settled=True),
                     connection,
                     ssl=self._tls,
                     ssl_handshake_timeout=max(until - self._loop.time(), 0.001),
@@ -87,7 +95,9 @@ class Doorway:
                 )
             else:
                 fault = BadRequestError(400, _NOT_TLS)
-                await self._loop.connect_accepted_socket(lambda: Connection(self._server, fault), connection)
+                await self._loop.connect_accepted_socket(
+                    lambda: Connection(self._server, fault, settled=True), connection
+                )
         except (TimeoutError, OSError) as error:  # ssl.SSLError is an OSError
             log.debug("no TLS connection with %s: %s", peer, error)
         except Exception:

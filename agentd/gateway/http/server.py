@@ -6,6 +6,7 @@ What requests mean is the `App`'s.
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -38,11 +39,17 @@ class App(Protocol):
 
 
 class Server:
-    """One app behind any number of listening sockets. `limits` may be replaced at any time."""
+    """One app behind any number of listening sockets. `limits` may be replaced at any time.
 
-    def __init__(self, app: App, limits: HttpLimits | None = None) -> None:
+    `pass_on` gets each connection that comes, its peer and its descriptor, before it is read; True: it is another's.
+    """
+
+    def __init__(
+        self, app: App, limits: HttpLimits | None = None, pass_on: Callable[[str, int], bool] | None = None
+    ) -> None:
         self.app = app
         self.limits = limits or HttpLimits()
+        self._pass_on = pass_on
         self.connections: set[Connection] = set()
         self.orphans: set[Connection] = set()  # whose client is gone, but whose exchange goes on
         self.heads = KnownHeads()
@@ -61,6 +68,26 @@ class Server:
             self._doorways.append(Doorway(self, listening, tls))
         if self._tick is None:
             self._tick = loop.call_later(self.limits.tick, self._look)
+
+    async def take(self, connection: socket.socket, *, tls: bool) -> None:
+        """Serve a connection that another process accepted at one of our addresses; it is ours from now on."""
+        try:
+            local, peer = connection.getsockname()[:2], connection.getpeername()[0]
+        except OSError:
+            connection.close()  # it went away on its way to us
+            return
+        doorway = next((one for one in self._doorways if one.place == local), None)
+        if doorway is not None:
+            doorway.take(connection, peer)
+        elif tls or self.draining:
+            connection.close()
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(lambda: Connection(self, settled=True), connection)
+
+    def passes_on(self, peer: str, descriptor: int) -> bool:
+        """Is this connection another's? Then it has been passed on."""
+        return self._pass_on is not None and self._pass_on(peer, descriptor)
 
     async def close(self, grace: float) -> None:
         """Stop listening, let running exchanges end for `grace` seconds, then end them."""
