@@ -83,7 +83,7 @@ class Records:
         return [record for record in self.all if record.event is event]
 
 
-def body(method: str, number: object = 1, meta: Mapping[str, Any] | None = META, **params: object) -> bytes:
+def body(method: str, number: object = 1, meta: Mapping[str, Any] | None = META, **params: Any) -> bytes:
     """A compact JSON-RPC request, modern unless `meta` is None; a notification with `number` None."""
     message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
     if number is not None:
@@ -94,7 +94,7 @@ def body(method: str, number: object = 1, meta: Mapping[str, Any] | None = META,
     return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def modern(method: str, number: object = 1, name: str | None = None, **params: object) -> tuple[bytes, dict[str, str]]:
+def modern(method: str, number: object = 1, name: str | None = None, **params: Any) -> tuple[bytes, dict[str, str]]:
     """The body and headers of a well-formed modern request."""
     headers = {"mcp-protocol-version": MODERN, "mcp-method": method}
     if name is not None:
@@ -103,7 +103,7 @@ def modern(method: str, number: object = 1, name: str | None = None, **params: o
     return body(method, number, **params), headers
 
 
-def tool(name: str = "add", number: object = 1, **arguments: object) -> tuple[bytes, dict[str, str]]:
+def tool(name: str = "add", number: object = 1, **arguments: Any) -> tuple[bytes, dict[str, str]]:
     """The body and headers of a modern tools/call."""
     return modern("tools/call", number, name, arguments=arguments)
 
@@ -259,7 +259,7 @@ class Running:
     port: int
     services: dict[str, Any]
 
-    async def adopt(self, grants: list[Mapping[str, Any]], *, without_alice: bool = False, **service: object) -> None:
+    async def adopt(self, grants: list[Mapping[str, Any]], *, without_alice: bool = False, **service: Any) -> None:
         services = {"svc": {**self.services["svc"], **service}}
         changed = policy(services, grants, revision=2)
         if without_alice:
@@ -292,7 +292,7 @@ class Lab:
         identity: IdentitySource | None = None,
         certificates: Certificates | None = None,
         recheck: float = 0.1,
-        **service: object,
+        **service: Any,
     ) -> Running:
         url = upstream if isinstance(upstream, str) else f"http://127.0.0.1:{upstream.port}/mcp"
         port = free_port()

@@ -1,5 +1,7 @@
 """A head that was read before is read alike again, and nothing that differs from it is taken for it."""
 
+from typing import Any
+
 import pytest
 
 from agentd.gateway.http.head import RequestHead
@@ -17,12 +19,12 @@ def request(
     return before + name + b": %d" % len(body) + after + b"\r\n\r\n" + body
 
 
-def head(length: int, **fields: object) -> RequestHead:
+def head(length: int, **fields: Any) -> RequestHead:
     headers = [(b"host", b"a"), (b"content-length", b"%d" % length), (b"mcp-name", b"x")]
     return RequestHead(**{"method": "POST", "target": b"/mcp", "headers": headers, "fields": dict(headers), **fields})
 
 
-def known(**fields: object) -> KnownHeads:
+def known(**fields: Any) -> KnownHeads:
     heads = KnownHeads()
     heads.learn(request(b"four"), head(4, **fields), b"four", LIMITS)
     return heads
@@ -72,7 +74,7 @@ def test_what_differs_in_anything_but_the_length_is_left_to_the_parser(data: byt
     "fields",
     [{"version": "1.0"}, {"repeated": frozenset({b"mcp-name"})}, {"fields": {b"expect": b"x"}}],
 )
-def test_an_unusual_head_is_not_remembered(fields: dict[str, object]) -> None:
+def test_an_unusual_head_is_not_remembered(fields: dict[str, Any]) -> None:
     assert known(**fields).find(request(b"four"), LIMITS) is None
 
 

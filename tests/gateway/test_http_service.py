@@ -1,6 +1,7 @@
 """Services of kind http: any HTTP, with identity and audit, and no rules of JSON-RPC."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ async def reflect(seen: Seen) -> None:
     seen.reply(f"{seen.method} {seen.target} {len(seen.body)}".encode(), kind="text/plain")
 
 
-async def http_gateway(lab: Lab, behaviour=reflect, path: str = "/", **options: object) -> Running:
+async def http_gateway(lab: Lab, behaviour=reflect, path: str = "/", **options: Any) -> Running:
     upstream = await lab.upstream(behaviour)
     running = await lab.gateway(f"http://127.0.0.1:{upstream.port}{path}", kind="http", **options)
     running.services["upstream"] = upstream

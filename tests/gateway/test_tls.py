@@ -23,7 +23,7 @@ Mode = Literal["legacy", "2026-07-28"]
 SLOW = HttpLimits(head_seconds=0.5, linger=0.2, tick=0.02)
 
 
-async def served(lab: Lab, authority: Authority, tmp_path: Path, **more: object) -> tuple[Running, int]:
+async def served(lab: Lab, authority: Authority, tmp_path: Path, **more: Any) -> tuple[Running, int]:
     """A gateway with `svc` over TLS; and the port."""
     port = free_port()
     upstream = more.pop("upstream", None) or await lab.upstream()
@@ -237,7 +237,7 @@ async def test_without_a_certificate_the_service_answers_without_tls_only(
 # --- the whole process, with agentd
 
 
-def over_tls(port: int, tls_port: int, upstream: HttpUpstream, **more: object) -> object:
+def over_tls(port: int, tls_port: int, upstream: HttpUpstream, **more: Any) -> object:
     service = Service(name="svc", addresses=(HELD,), port=port, tls_port=tls_port, names=(NAME,), upstream=upstream)
     return netmap(port, upstream, services={"svc": service}, **more)
 

@@ -4,6 +4,7 @@ import base64
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -57,11 +58,11 @@ def networks(*texts: str) -> tuple[Network, ...]:
     return tuple(Network.parse(text) for text in texts)
 
 
-def put(index: int, *prefixes: str, **fields: object) -> PeerChange:
+def put(index: int, *prefixes: str, **fields: Any) -> PeerChange:
     return PeerChange("add", "", KEYS[index], allowed_ips=networks(*prefixes), **fields)
 
 
-def change(index: int, *prefixes: str, **fields: object) -> PeerChange:
+def change(index: int, *prefixes: str, **fields: Any) -> PeerChange:
     return PeerChange("change", "", KEYS[index], allowed_ips=networks(*prefixes), **fields)
 
 

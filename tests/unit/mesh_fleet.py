@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -18,9 +19,9 @@ def key(number: int) -> str:
     return base64.b64encode(number.to_bytes(4, "big") * 8).decode()
 
 
-def node(number: int, *tags: str, **changes: object) -> NodeRecord:
+def node(number: int, *tags: str, **changes: Any) -> NodeRecord:
     """Node `nNUMBER`, named `hNUMBER`, with an address of each family."""
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "id": f"n{number}",
         "name": f"h{number}",
         "kind": "agent",
@@ -94,7 +95,7 @@ def grants(draw: st.DrawFn) -> dict[str, object]:
 
 
 SERVICES = ("tools", "web", "db")
-_GATEWAYS = (
+_GATEWAYS: tuple[dict[str, object], ...] = (
     {"mcp": {"upstream": "http://127.0.0.1:3000/mcp"}},
     {"mcp": {"upstream": "http://127.0.0.1:3001/mcp"}},
     {"http": {"upstream": "http://127.0.0.1:8000"}},

@@ -1,6 +1,7 @@
 """What tests of the plan share: a map, the state that a plan would make of it, and that state with a difference."""
 
 from dataclasses import replace
+from typing import Any
 
 from agentd.model import (
     Desired,
@@ -38,7 +39,7 @@ def want(wanted: Netmap) -> Desired:
     return desired(wanted, LINK, SELF.public_key, now=NOW)
 
 
-def reached(state: Desired, **changes: object) -> Observed:
+def reached(state: Desired, **changes: Any) -> Observed:
     """What is observed when everything in `state` was applied a moment ago and its peers talk."""
     peers = {
         key: ObservedPeer(
@@ -66,7 +67,7 @@ def reached(state: Desired, **changes: object) -> Observed:
     return replace(found, **changes)
 
 
-def with_peer(found: Observed, key: str, **changes: object) -> Observed:
+def with_peer(found: Observed, key: str, **changes: Any) -> Observed:
     assert found.device is not None
     peer = replace(found.peers[key], **changes)
     return replace(found, device=replace(found.device, peers={**found.peers, key: peer}))
@@ -83,5 +84,5 @@ def only_change(state: Desired, found: Observed) -> PeerChange:
     return change
 
 
-def with_wanted(**changes: object) -> Desired:
+def with_wanted(**changes: Any) -> Desired:
     return replace(BASE, peers={KEY: replace(BASE.peers[KEY], **changes)})

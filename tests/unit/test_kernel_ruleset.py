@@ -13,7 +13,7 @@ from agentd.kernel.firewall import render_change
 from agentd.kernel.recompile import Recompiler
 from agentd.kernel.ruleset import compile_ruleset, identifier
 from agentd.model import LinkSettings, Ruleset
-from controller.wire.netmap import AddressSet, Netmap, Rule
+from controller.wire.netmap import AddressSet, Netmap, Protocol, Rule
 from controller.wire.rules import Flow, allowing
 from tests.kernel.maps import Member, allow, netmap
 
@@ -80,7 +80,7 @@ ranges = st.one_of(port, st.tuples(port, port).map(lambda pair: (min(pair), max(
 
 @st.composite
 def rule(draw: st.DrawFn) -> Rule:
-    protocol = draw(st.sampled_from(["tcp", "udp", "icmp"]))
+    protocol: Protocol = draw(st.sampled_from(["tcp", "udp", "icmp"]))
     return allow(
         draw(st.sampled_from(["in", "out"])),
         protocol,
@@ -196,7 +196,9 @@ def test_who_joins_a_set_compiles_no_chain_again() -> None:
     before = again(in_sets(rules, {"tag:a": {0, 1}, "tag:b": {2}}), LINK, NOW)
     after = again(in_sets(rules, {"tag:a": {0, 1, 3}, "tag:b": {2}}), LINK, NOW)
     assert after.chains is before.chains
-    assert render_change(before, after).count("add element") == 4
+    change = render_change(before, after)
+    assert change is not None
+    assert change.count("add element") == 4
 
 
 def test_a_service_that_comes_compiles_no_chain_again() -> None:

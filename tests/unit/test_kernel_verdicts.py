@@ -61,7 +61,8 @@ class Elements(Lookup):
     def find(self, family: str, table: str, name: str, key: Sequence[object]) -> Found | None:
         if name == "unreadable":
             raise LookupError(name)
-        return {("verdicts", 8000): ("jump", "other"), ("ports", 8000): ("", "")}.get((name, *key))
+        known: dict[tuple[object, ...], Found] = {("verdicts", 8000): ("jump", "other"), ("ports", 8000): ("", "")}
+        return known.get((name, *key))
 
 
 def ends(found: Listing, packet: Packet = TCP) -> set[tuple[str, Answer]]:

@@ -8,7 +8,7 @@ import pytest
 from controller.mesh import Hub, RefusedError
 from controller.mesh import connection as connection_module
 from controller.mesh.log import RevisionLog
-from controller.records import Change, PolicyRecord
+from controller.records import Change, NodeRecord, PolicyRecord
 from controller.wire.stream import Applied, Bye, ControllerFrame, DeltaFrame, Snapshot
 
 from .mesh_agents import agent, hello, netmap, until
@@ -32,7 +32,7 @@ async def test_an_agent_without_a_map_gets_a_snapshot_and_then_deltas(hub: Hub) 
         await until(tools.has(5))
         hub.publish(Change(6, {"n8": node(8, "agents")}))
         await until(tools.has(6))
-        assert [type(frame) for frame in tools.frames] == [Snapshot, DeltaFrame]
+        assert [type(frame).__name__ for frame in tools.frames] == ["Snapshot", "DeltaFrame"]
         assert tools.netmap == netmap(hub, 3)
 
 
@@ -151,7 +151,7 @@ async def test_closing_a_replaced_connection_leaves_the_new_one_alone(hub: Hub) 
     ("record", "reason", "retry"), [(None, "removed", False), (node(3, "tools", state="disabled"), "disabled", True)]
 )
 async def test_who_is_removed_or_disabled_is_told_and_not_let_in_again(
-    hub: Hub, record: object, reason: str, retry: bool
+    hub: Hub, record: NodeRecord | None, reason: str, retry: bool
 ) -> None:
     async with agent(hub, 3) as tools:
         await until(tools.has(5))

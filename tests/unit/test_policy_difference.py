@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from controller.policy import Document, parse
 from controller.policy.difference import MOST, difference
 from controller.policy.model import Member, Packet, may_pass
-from controller.policy.ports import ALL_PORTS, format_ports, merge, parse_ports, without
+from controller.policy.ports import ALL_PORTS, Ports, format_ports, merge, parse_ports, without
 from controller.records import Fleet
 
 from .mesh_fleet import NOW, fleets
@@ -125,8 +125,8 @@ port_ranges = st.lists(st.tuples(port, port).map(lambda pair: (min(pair), max(pa
 
 
 @given(port_ranges, port_ranges)
-def test_ports_without_others_are_the_difference_of_sets(one: tuple, other: tuple) -> None:
-    def spread(ranges: tuple) -> set[int]:
+def test_ports_without_others_are_the_difference_of_sets(one: Ports, other: Ports) -> None:
+    def spread(ranges: Ports) -> set[int]:
         return {number for low, high in ranges for number in range(low, high + 1)}
 
     left = without(one, other)

@@ -267,15 +267,15 @@ def test_hosts_are_told_what_the_model_says_of_services(text: str, b_holder: str
 
     maps = {m.name: netmap(m) for m in MEMBERS}
     for source in MEMBERS:
-        for address, name in targets:
-            if source.name == name:
+        for address, holder in targets:
+            if source.name == holder:
                 continue
             for port in (79, 80, 81, 82):
                 flow = {"protocol": "tcp", "port": port}
                 out = Flow(direction="out", peer=address, **flow)
                 into = Flow(direction="in", peer=source.addresses[0], local=address, **flow)
-                told = name is not None and all(
-                    (allowing(maps[source.name], out, NOW), allowing(maps[name], into, NOW))
+                told = holder is not None and all(
+                    (allowing(maps[source.name], out, NOW), allowing(maps[holder], into, NOW))
                 )
                 packet = Packet(source.addresses[0], address, "tcp", port)
                 assert told == may_pass(document, MEMBERS, packet, NOW, held), (source.name, address, port)
