@@ -16,10 +16,10 @@ from typing import Final
 from tests.bench.figures import Bench
 from tests.bench.relaying.programs import installed
 from tests.bench.relaying.throughput import throughput
-from tests.kernel.finders import KINDS, Finder, finders, in_theory
+from tests.kernel.finders import KINDS, Finder, finders, in_theory, two_of_each
 from tests.kernel.nodes import listening
 from tests.kernel.parting import PER_SECOND, join, look_again, part, stream
-from tests.lab import eventually
+from tests.lab import Lab, eventually
 from tests.unit.path_load import packets_per_second
 
 NEEDS_KERNEL = True
@@ -61,8 +61,7 @@ def answers(one: Finder, other: Finder) -> bool:
 def cells(bench: Bench) -> None:
     """Each pair of kinds meets anew, with one relay."""
     kinds = list(KINDS)
-    with finders(*kinds, *kinds, relays=1) as found:
-        left, right = dict(zip(kinds, found, strict=False)), dict(zip(kinds, found[len(kinds) :], strict=False))
+    with Lab() as lab, two_of_each(lab, kinds) as (left, right, _):
         first, direct = [], []
         for pair in itertools.combinations_with_replacement(kinds, 2):
             one, other = left[pair[0]], right[pair[1]]

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -20,10 +20,11 @@ from tests.kernel.maps import MESH, Member, netmap, with_relays
 from tests.kernel.nodes import OnHost
 from tests.lab import Host, Lab, Switch, eventually
 
-__all__ = ["KINDS", "PORT", "Finder", "Stun", "behind_one_carrier", "finders", "in_theory", "introduce", "place"]
+__all__ = ["KINDS", "PORT", "Finder", "Stun", "finders", "in_theory", "introduce", "place", "two_of_each"]
 
 # What is between a host and the internet. NATs are named by whose packets they let in that nobody inside asked for
-# (RFC 4787 section 5); all map every destination alike (section 4.1), but for the last kind.
+# (RFC 4787 section 5); all map every destination alike (section 4.1), but for the one that says so. Two hosts of one of
+# the last two kinds are in homes of their own behind the same NAT of their carrier (section 6).
 KINDS = {
     "public": "public",
     "ipv6": "IPv6 only",
@@ -33,6 +34,8 @@ KINDS = {
     "double": "NAT behind NAT",
     "firewall": "firewall of its own",
     "symmetric": "NAT, maps each anew",
+    "hairpin": "one carrier's NAT, turns packets round",
+    "carrier": "one carrier's NAT, does not",
 }
 # Who lets in a packet from a port that it has sent nothing to, if it has sent something to its host.
 OPEN = {"public", "ipv6", "independent", "address"}
@@ -58,8 +61,11 @@ table inet distrust {
 
 
 def in_theory(one: str, other: str) -> bool:
-    """True when a direct path can be found: a port that changes with each destination cannot be told to the other."""
-    return not ((one == "symmetric" and other not in OPEN) or (other == "symmetric" and one not in OPEN))
+    """True when a direct path can be found: a port that changes with each destination cannot be told to the other, and
+    what is sent to a port of the NAT that both are behind must come back from it."""
+    return not (one == other == "carrier") and not (
+        (one == "symmetric" and other not in OPEN) or (other == "symmetric" and one not in OPEN)
+    )
 
 
 def place(lab: Lab, internet: Switch, kind: str, name: str) -> Host:
@@ -91,12 +97,12 @@ def behind_one_carrier(lab: Lab, internet: Switch, *names: str, hairpin: bool) -
 
     `hairpin`: it passes on what one of them sends to the port of another (RFC 4787 section 6).
     """
-    street = lab.switch("street", "100.65.0.0/26")
-    carrier = lab.nat("carrier", inside=street, outside=internet)
+    street = lab.switch(f"street-{names[0]}", f"198.18.{len(lab.hosts)}.0/26")
+    carrier = lab.nat(f"carrier-{names[0]}", inside=street, outside=internet)
     seen, inside = carrier.port(internet), carrier.port(street).link
     hosts, rules = [], [PREROUTING.format(), FORWARDED]
     for number, name in enumerate(names):
-        home = lab.switch(f"home-{name}")
+        home = lab.switch(f"home-{name}", f"198.18.{len(lab.hosts)}.64/26")
         hosts.append(lab.host(name, home))
         place, port = lab.nat(f"nat-{name}", inside=home, outside=street).port(street).address, 40000 + number
         same = f"ip saddr {place} udp sport {PORT} snat ip to {seen.address}:{port}"
@@ -271,6 +277,33 @@ def finders(*kinds: str, relays: int = 0) -> Iterator[list[Finder]]:
             lab, internet, *(place(lab, internet, kind, f"{kind}{n}") for n, kind in enumerate(kinds)), relays=relays
         ) as found:
             yield found
+
+
+@contextmanager
+def two_of_each(
+    lab: Lab, kinds: Sequence[str], neighbour_of: str = "port"
+) -> Iterator[tuple[dict[str, Finder], dict[str, Finder], Finder]]:
+    """Two hosts of each of these kinds, one in each dictionary, and one in the home of the first of `neighbour_of`.
+
+    One relay serves all of them.
+    """
+    internet = lab.switch("internet")
+    left, right = [], []
+    for kind in kinds:
+        names = (f"{kind}1", f"{kind}2")
+        if kind in {"hairpin", "carrier"}:
+            one, other = behind_one_carrier(lab, internet, *names, hairpin=kind == "hairpin")
+        else:
+            one, other = (place(lab, internet, kind, name) for name in names)
+        left.append(one)
+        right.append(other)
+    near = lab.host("neighbour", lab.hosts[f"{neighbour_of}1"].port().switch)
+    with introduce(lab, internet, *left, *right, near, relays=1) as found:
+        yield (
+            dict(zip(kinds, found, strict=False)),
+            dict(zip(kinds, found[len(kinds) :], strict=False)),
+            found[2 * len(kinds)],
+        )
 
 
 @contextmanager

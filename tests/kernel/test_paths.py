@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.finders import KINDS, behind_one_carrier, finders, in_theory, introduce, place
+from tests.kernel.finders import KINDS, finders, in_theory, place, two_of_each
 from tests.lab import Lab, eventually
 from tests.lab.mesh import ALLOW_ALL, Agent, Controller
 
@@ -24,21 +24,19 @@ def written(direct: Callable[[str, str], bool]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-@pytest.mark.timeout(300)  # sixteen hosts and ten routers on the guest's one CPU
+@pytest.mark.timeout(300)  # 21 hosts and 16 routers on the guest's one CPU
 def test_paths_are_direct_between_all_kinds_of_hosts_where_theory_allows_it_and_relayed_elsewhere() -> None:
     kinds = list(KINDS)
-    with finders(*kinds, *kinds, relays=1) as hosts:
-        left, right = (
-            dict(zip(kinds, hosts[: len(kinds)], strict=True)),
-            dict(zip(kinds, hosts[len(kinds) : 2 * len(kinds)], strict=True)),
-        )
+    with Lab() as lab, two_of_each(lab, kinds, neighbour_of="port") as (left, right, near):
         nats = {kind: (left[kind].prober.nat, right[kind].prober.nat) for kind in kinds}
         assert {kind for kind in kinds if set(nats[kind]) == {"none"}} == {"public", "ipv6", "firewall"}
         assert {kind for kind in kinds if set(nats[kind]) == {"endpoint-dependent"}} == {"symmetric"}
         pairs = list(itertools.combinations_with_replacement(kinds, 2))
         for kind in kinds:
-            left[kind].meet(*(right[other] for one, other in pairs if one == kind))
+            others = [right[other] for one, other in pairs if one == kind]
+            left[kind].meet(*others, *([near] if kind == "port" else []))
             right[kind].meet(*(left[one] for one, other in pairs if other == kind))
+        near.meet(left["port"])
         missing = set(pairs)
 
         def found() -> bool:
@@ -56,6 +54,7 @@ def test_paths_are_direct_between_all_kinds_of_hosts_where_theory_allows_it_and_
             return not silent
 
         eventually(reached, 60, what=f"an answer through the tunnel for each of {silent}")
+        assert left["port"].kind(near) == near.kind(left["port"]) == "lan"
         direct = {frozenset(pair) for pair in pairs if left[pair[0]].works_directly(right[pair[1]])}
     table = written(lambda one, other: frozenset({one, other}) in direct)
     assert table == written(in_theory)
@@ -71,26 +70,6 @@ def test_two_hosts_that_begin_with_each_other_at_the_same_time_talk_before_wireg
         # REKEY_TIMEOUT is 5 s.
         eventually(lambda: one.has_shaken_hands(other), 4, what="a handshake")
         assert one.reaches(other)
-
-
-@pytest.mark.parametrize("hairpin", [True, False], ids=["hairpin", "none"])
-def test_paths_between_homes_behind_one_carriers_nat_are_direct_where_it_turns_packets_round(hairpin: bool) -> None:
-    with Lab() as lab:
-        internet = lab.switch("internet")
-        homes = behind_one_carrier(lab, internet, "one", "other", hairpin=hairpin)
-        neighbour = lab.host("neighbour", homes[0].port().switch)
-        with introduce(lab, internet, *homes, neighbour) as (one, other, near):
-            assert {one.prober.nat, other.prober.nat} == {"endpoint-independent"}
-            one.meet(other, near)
-            other.meet(one)
-            near.meet(one)
-            eventually(lambda: one.works_directly(near), 30, what="the path within one home")
-            assert near.host.address in one.endpoint(near)
-            if hairpin:
-                eventually(lambda: one.works_directly(other), 30, what="the path through the carrier's NAT")
-                eventually(lambda: one.reaches(other), 30, what="an answer through the tunnel")
-            else:
-                assert not one.works_directly(other)
 
 
 @pytest.mark.host_kernel
