@@ -134,6 +134,12 @@ class Control:
         if self._socket is not None and self._socket.local_address and self._socket.local_address[0] not in set(own):
             self._socket.transport.abort()  # else only the next missing pong would tell
 
+    def slept(self) -> None:
+        """This host slept: the controller has given up the stream, or is about to, and nothing here would tell."""
+        self._hurry.set()
+        if self._socket is not None:
+            self._socket.transport.abort()
+
     async def run(self) -> None:
         """Keep the connection until cancelled."""
         try:

@@ -51,6 +51,7 @@ from .reconcile import Reconciler
 from .records import RecordsPost
 from .sd_notify import notify
 from .serving import Serving
+from .slept import naps
 from .state import WIREGUARD_KEY, NodeFile, StateDir
 from .stun_servers import stun_of
 from .telling import Telling
@@ -251,6 +252,7 @@ class _Daemon:
             self._control.run(),
             self._watch_drift(),
             self._watch_addresses(),
+            self._watch_sleep(),
             put_back.watch(partial(rotate, self._parts), self._state),
             self._naming.run(),
             self._prober.run(),
@@ -339,6 +341,12 @@ class _Daemon:
             self._prober.moved()
             self._applier.wake("addresses")
             self._control.addresses_changed(item.address for item in addresses)
+
+    async def _watch_sleep(self) -> None:
+        async for seconds in naps():
+            log.info("this host slept, or its clock was set forward", extra={"seconds": round(seconds)})
+            self._prober.moved()
+            self._control.slept()
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if self._applier.in_force is not None:

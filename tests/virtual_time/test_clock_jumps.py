@@ -3,6 +3,8 @@
 Only in the guest, whose clock is its own. Clocks that differ are in `control/test_faults/test_clocks.py`.
 """
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -14,7 +16,7 @@ from tests.lab.mesh import ALLOW_ALL, Agent, Controller
 DAY = 86400
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mesh() -> Iterator[tuple[Controller, Agent, Agent]]:
     with Lab() as lab:
         net = lab.switch("net")
@@ -47,6 +49,28 @@ def test_tunnels_streams_and_certificates_outlive_a_clock_that_is_put_a_day_forw
     a.restart()
     check(controller, a, b, "back in today")
     assert [controller.node(name).public_key == key for name, key in zip(("a", "b"), keys, strict=True)] == [False] * 2
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["where it was", "elsewhere"])
+def test_a_host_that_slept_for_an_hour_is_there_again_within_seconds(
+    mesh: tuple[Controller, Agent, Agent], elsewhere: bool
+) -> None:
+    controller, a, b = mesh
+    eventually(lambda: a.streams() and reaches(a, b), timeout=600, interval=10)
+    before = a.process.output.count("this host slept")
+    os.kill(a.process.pid, signal.SIGSTOP)
+    a.host.unplug()
+    end = time.monotonic() + 400  # for the others, who notice
+    eventually(lambda: time.monotonic() > end, timeout=1000, interval=100)
+    eventually(lambda: not controller.node("a").online, timeout=600, interval=10)
+    put_clock(3600)
+    if elsewhere:
+        a.host.readdress()
+    a.host.plug()
+    os.kill(a.process.pid, signal.SIGCONT)
+    eventually(lambda: reaches(b, a) and reaches(a, b), timeout=15, interval=1)
+    eventually(a.streams, timeout=15, interval=1)
+    assert a.process.output.count("this host slept") == before + 1
 
 
 def check(controller: Controller, a: Agent, b: Agent, when: str) -> None:
