@@ -14,6 +14,7 @@ from socket import AF_INET, SOCK_STREAM
 from typing import Final
 
 from tests.bench.figures import Bench
+from tests.bench.relaying.cpu import cpu
 from tests.bench.relaying.programs import installed
 from tests.bench.relaying.throughput import throughput
 from tests.kernel.finders import KINDS, Finder, finders, in_theory, two_of_each
@@ -121,4 +122,4 @@ def roam(one: Finder, other: Finder) -> float:
     return took
 
 
-PARTS: Final = {"load": load, "cells": cells, "changes": changes, "throughput": throughput}
+PARTS: Final = {"load": load, "cells": cells, "changes": changes, "throughput": throughput, "cpu": cpu}

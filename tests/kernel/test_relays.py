@@ -15,7 +15,6 @@ from tests.kernel.maps import MESH, Member, netmap, with_relays
 from tests.kernel.nodes import Node
 from tests.kernel.noise import INITIATION, initiator
 from tests.lab import Lab, eventually
-from tests.lab.mesh import Agent, Controller
 
 _ALL_PROTOCOLS = 3  # ETH_P_ALL, linux/if_ether.h
 _PAYLOAD = 48  # after the headers of IPv6 and UDP
@@ -182,37 +181,3 @@ def test_the_relay_can_open_nothing_of_what_it_passes_on_with_all_its_keys(three
     with pytest.raises(InvalidTag):
         initiator(first, three.relay.member.private_key)
     assert all(secret[:16] not in packet for packet in seen)
-
-
-@pytest.mark.timeout(300)  # a controller and three daemons start on the guest's one CPU
-def test_agents_behind_symmetric_nats_find_the_relay_that_the_policy_names_and_show_it() -> None:
-    with Lab() as lab:
-        internet = lab.switch("internet")
-        controller = Controller.start(lab.host("controller", internet))
-        controller.put_policy(
-            'relays: {eu: {on: ["tag:relay"]}}\ngrants: [{from: ["tag:host"], to: ["tag:host"], ip: [icmp]}]\n'
-        )
-        relay = Agent.join(lab.host("relay", internet), controller.join_string("tag:relay"))
-        eventually(lambda: any("forwards no IPv6" in notice for notice in relay.status()["notices"]), 30)
-        relay.host.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
-        agents = []
-        for name in ("left", "right"):
-            home = lab.switch(f"home-{name}")
-            host = lab.host(name, home)
-            lab.nat(f"nat-{name}", inside=home, outside=internet, random_ports=True)
-            agents.append(Agent.join(host, controller.join_string("tag:host")))
-        left, right = agents
-        address = right.status()["addresses"][0]
-
-        def reaches() -> bool:
-            return left.host.run("ping", "-n", "-c1", "-W", "1", address, check=False).returncode == 0
-
-        eventually(reaches, 60, what="a ping by way of the relay")
-        eventually(lambda: "by way of relay relay" in left.run("ping", "right", "-c", "1", check=False), 60)
-        peers = json.loads(left.run("paths", "--json"))["peers"]
-        (paths,) = (peer["paths"] for peer in peers if peer["name"] == "right")
-        assert {path["relay"] for path in paths if path["chosen"]} == {"relay"}
-        (seen,) = json.loads(left.run("netcheck", "--json"))["relays"]
-        assert (seen["name"], seen["region"], seen["chosen"]) == ("relay", "eu", True)
-        assert "by relay relay" in left.run("paths")
-        assert "relay (eu) answers" in left.run("netcheck")

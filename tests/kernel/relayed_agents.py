@@ -1,0 +1,65 @@
+"""Real agents that only a relay can bring together: two behind symmetric NATs, the relay, and their controller."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from tests.lab import Lab, eventually
+from tests.lab.mesh import Agent, Controller
+
+__all__ = ["PORT", "RelayedAgents", "relayed_agents"]
+
+PORT: Final = 5201  # policy lets the two reach it at each other
+POLICY: Final = f"""
+relays: {{eu: {{on: ["tag:relay"]}}}}
+grants: [{{from: ["tag:host"], to: ["tag:host"], ip: [icmp, "tcp:{PORT}"]}}]
+"""
+
+
+@dataclass(frozen=True)
+class RelayedAgents:
+    """Three agents that run; left and right may reach each other."""
+
+    relay: Agent
+    left: Agent
+    right: Agent
+    address: str  # of the right one
+
+    @property
+    def all(self) -> dict[str, Agent]:
+        return {"relay": self.relay, "left": self.left, "right": self.right}
+
+    def reach(self) -> None:
+        """Return when a ping from left to right is answered."""
+
+        def reaches() -> bool:
+            return self.left.host.run("ping", "-n", "-c1", "-W", "1", self.address, check=False).returncode == 0
+
+        eventually(reaches, 60, what="a ping by way of the relay")
+
+    def send(self, *amount: str) -> None:
+        """One TCP stream from left to right, for as long as these options tell iperf3."""
+        server = self.right.host.start("iperf3", "-s", "-1", "-B", self.address, "-p", str(PORT))
+        eventually(lambda: bool(self.right.host.run("ss", "-Hltn", f"sport = :{PORT}").stdout), 30, what="iperf3")
+        self.left.host.run("iperf3", "-c", self.address, "-p", str(PORT), *amount, timeout=120)
+        server.wait(30)
+
+
+@contextmanager
+def relayed_agents() -> Iterator[RelayedAgents]:
+    with Lab() as lab:
+        internet = lab.switch("internet")
+        controller = Controller.start(lab.host("controller", internet))
+        controller.put_policy(POLICY)
+        relay = Agent.join(lab.host("relay", internet), controller.join_string("tag:relay"))
+        eventually(lambda: any("forwards no IPv6" in notice for notice in relay.status()["notices"]), 30)
+        relay.host.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+        agents = []
+        for name in ("left", "right"):
+            home = lab.switch(f"home-{name}")
+            host = lab.host(name, home)
+            lab.nat(f"nat-{name}", inside=home, outside=internet, random_ports=True)
+            agents.append(Agent.join(host, controller.join_string("tag:host")))
+        left, right = agents
+        yield RelayedAgents(relay, left, right, right.status()["addresses"][0])

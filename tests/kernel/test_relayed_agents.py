@@ -1,0 +1,63 @@
+"""Agents that only a relay brings together: what they find and say, and that no packet of theirs passes a process."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.relayed_agents import RelayedAgents, relayed_agents
+from tests.lab import eventually
+from tests.lab.mesh import Agent
+
+pytestmark = pytest.mark.timeout(300)  # a controller and three daemons start on the guest's one CPU
+MEGABYTES = 20
+
+
+@pytest.fixture(scope="module")
+def agents() -> Iterator[RelayedAgents]:
+    with relayed_agents() as running:
+        yield running
+
+
+def wakeups(agent: Agent) -> int:
+    """How often any thread of any process on that host has waited for something, and was woken."""
+    host = Path(f"/proc/{agent.process.pid}/ns/net").stat().st_ino
+    times = 0
+    for task in Path("/proc").glob("[0-9]*/task/*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if (task / "ns/net").stat().st_ino == host:
+                said = (task / "status").read_text()
+                times += int(said.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
+    return times
+
+
+def passed_on(relay: Agent) -> int:
+    """Packets that have left the relay's mesh interface."""
+    shown = json.loads(relay.host.run("ip", "-j", "-s", "link", "show", "dev", "wardmesh0").stdout)
+    return int(shown[0]["stats64"]["tx"]["packets"])
+
+
+def test_agents_behind_symmetric_nats_find_the_relay_that_the_policy_names_and_show_it(agents: RelayedAgents) -> None:
+    agents.reach()
+    left = agents.left
+    eventually(lambda: "by way of relay relay" in left.run("ping", "right", "-c", "1", check=False), 60)
+    peers = json.loads(left.run("paths", "--json"))["peers"]
+    (paths,) = (peer["paths"] for peer in peers if peer["name"] == "right")
+    assert {path["relay"] for path in paths if path["chosen"]} == {"relay"}
+    (seen,) = json.loads(left.run("netcheck", "--json"))["relays"]
+    assert (seen["name"], seen["region"], seen["chosen"]) == ("relay", "eu", True)
+    assert "by relay relay" in left.run("paths")
+    assert "relay (eu) answers" in left.run("netcheck")
+
+
+def test_what_is_relayed_wakes_no_process_on_either_host_or_the_relay(agents: RelayedAgents) -> None:
+    agents.reach()
+    before, packets = {name: wakeups(agent) for name, agent in agents.all.items()}, passed_on(agents.relay)
+    agents.send("-n", f"{MEGABYTES}M")
+    packets = passed_on(agents.relay) - packets
+    assert packets > MEGABYTES * 2**20 / 1500
+    # The daemons have work of their own, once a second or so. A process in the way is woken for every few packets.
+    woken = {name: wakeups(agent) - before[name] for name, agent in agents.all.items()}
+    assert all(times < packets / 50 for times in woken.values()), (woken, packets)
