@@ -9,6 +9,7 @@ from typing import Any
 import h11
 
 from tests.gateway.harness import META, MODERN
+from tests.gateway.upstream import LoopbackServer
 
 TOOLS = ("add", "secret", "ADD", "add ", "\u0430dd", "")
 METHODS = ("tools/call", "tools/list", "initialize", "ping", "resources/read", "prompts/get", "x/y", "notifications/z")
@@ -197,31 +198,16 @@ READINGS: dict[str, Callable[[bytes], Any]] = {
 }
 
 
-class Upstream:
+class Upstream(LoopbackServer):
     """Reads with h11, whose code shares nothing with llhttp's; answers in many ways. `wrong`: what it must not see."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self.rng = random.Random(seed)
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.wrong: list[str] = []
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h11.Connection(h11.SERVER)
         try:
             while await self._one(connection, reader, writer):
@@ -229,11 +215,8 @@ class Upstream:
         except h11.RemoteProtocolError as error:
             if "closed" not in str(error) and "incomplete" not in str(error):
                 self.wrong.append(f"what was passed on is no HTTP: {error}")
-        except (ConnectionError, asyncio.CancelledError, h11.LocalProtocolError):
+        except (ConnectionError, h11.LocalProtocolError):
             pass  # the gateway left, or the answer was broken on purpose
-        finally:
-            writer.close()
-            self._tasks.discard(task)
 
     async def _one(
         self, connection: h11.Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

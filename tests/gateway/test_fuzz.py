@@ -32,10 +32,10 @@ GRANT = {"id": "bobs", "peers": ["bob"], "services": ["svc"], "tools": ["add"]}
 async def test_nobody_reads_anything_else_than_was_decided_on(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     print(f"\nWARDMESH_FUZZ={COUNT} WARDMESH_FUZZ_SEED={SEED}")
     upstream = Upstream(SEED)
-    port = await upstream.start()
+    await upstream.start()
     try:
         running = await lab.gateway(
-            f"http://127.0.0.1:{port}/mcp", http=HASTY, grants=[GRANT], limits={"streams": 1000}
+            f"http://127.0.0.1:{upstream.port}/mcp", http=HASTY, grants=[GRANT], limits={"streams": 1000}
         )
         with caplog.at_level(logging.WARNING):
             share = COUNT // CLIENTS + 1

@@ -61,15 +61,15 @@ async def echo(seen: Seen) -> None:
         seen.reply(b"", "202 Accepted")
 
 
-class Upstream:
-    """An HTTP server that shows what it got and does as it is told."""
+class LoopbackServer:
+    """Listens on the loopback address; `converse` talks on each connection until it ends or the test is over."""
 
-    def __init__(self, behaviour: Behaviour = echo) -> None:
-        self.behaviour = behaviour
-        self.seen: list[Seen] = []
-        self.connections = 0
+    def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
 
     async def start(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._talk, "127.0.0.1", port, limit=1 << 24)
@@ -87,10 +87,29 @@ class Upstream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        try:
+            await self.converse(reader, writer)
+        except asyncio.CancelledError:
+            pass  # the test is over
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+
+class Upstream(LoopbackServer):
+    """An HTTP server that shows what it got and does as it is told."""
+
+    def __init__(self, behaviour: Behaviour = echo) -> None:
+        super().__init__()
+        self.behaviour = behaviour
+        self.seen: list[Seen] = []
+        self.connections = 0
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             while True:
                 seen = await self._request(reader, writer)
@@ -105,11 +124,8 @@ class Upstream:
                 finally:
                     watching.cancel()
                     await asyncio.gather(watching, return_exceptions=True)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the gateway closed, or the test is over
-        finally:
-            writer.close()
-            self._tasks.discard(task)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the gateway closed
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Seen:
         raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
