@@ -194,9 +194,11 @@ def table(bench: Bench, title: str, found: dict[str, Runs]) -> None:
 
 
 @contextmanager
-def gateway(directory: Path, upstream: int, workers: int = 1) -> Iterator[tuple[int, psutil.Process]]:
+def gateway(
+    directory: Path, upstream: int, workers: int = 1, tls_port: int | None = None
+) -> Iterator[tuple[int, psutil.Process]]:
     """The gateway under a policy of 300 grants, one of them for the bench's callers, with a rule on the argument."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     addresses = [f"127.0.0.{number}" for number in range(1, 33)]
     callers = [
         {"node_id": f"n{number}", "name": f"agent-{number}", "public_key": KEY, "tags": ["tag:agents"], "address": one}
@@ -221,6 +223,7 @@ def gateway(directory: Path, upstream: int, workers: int = 1) -> Iterator[tuple[
             "name": "bench",
             "addresses": ["127.0.0.1"],
             "port": port,
+            "tls_port": tls_port,
             "upstream": {"type": "http", "url": f"http://127.0.0.1:{upstream}/mcp"},
             "limits": {"streams": 5000},
         }

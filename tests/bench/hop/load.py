@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import ssl
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import Any, TypeVar, cast
 import orjson
 import uvloop
 
-__all__ = ["Result", "Target", "events", "hold", "load"]
+__all__ = ["Result", "Target", "events", "greet", "hold", "load"]
 
 T = TypeVar("T")
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -26,10 +27,11 @@ META = {
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where calls go, and in which era."""
+    """Where calls go, and in which era; over TLS if `tls` says whom to trust."""
 
     port: int
     legacy: bool = False
+    tls: ssl.SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ def call(target: Target, name: str, session: str | None) -> bytes:
 
 async def connect(target: Target, address: str = "127.0.0.1") -> Client:
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(Client, "127.0.0.1", target.port, local_addr=(address, 0))
+    _, client = await loop.create_connection(Client, "127.0.0.1", target.port, local_addr=(address, 0), ssl=target.tls)
     return client
 
 
@@ -142,6 +144,24 @@ def load(target: Target, *, clients: int, calls: int, addresses: int = 1) -> Res
         took = time.perf_counter() - started
         times.sort()
         return Result(statistics.median(times) * 1e3, times[len(times) * 99 // 100] * 1e3, len(times) / took)
+
+    return run_bounded(run)
+
+
+def greet(target: Target, count: int) -> float:
+    """Milliseconds, p50, from beginning a connection to the answer of its first call."""
+
+    async def run() -> float:
+        times: list[float] = []
+        for _ in range(count):
+            started = time.perf_counter()
+            client = await connect(target)
+            answer = await client.ask(call(target, "echo", None))
+            times.append(time.perf_counter() - started)
+            if b" 200 " not in answer[:16]:
+                raise RuntimeError(f"not an answer: {answer[:400]!r}")
+            client.transport.close()
+        return statistics.median(times) * 1e3
 
     return run_bounded(run)
 

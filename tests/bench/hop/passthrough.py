@@ -1,6 +1,7 @@
-"""`python -m tests.bench.hop.passthrough UPSTREAM_PORT PORT`: the least that passes HTTP on with the usual libraries.
+"""`python -m tests.bench.hop.passthrough UPSTREAM_PORT PORT [PEM]`: the least that passes HTTP on with usual libraries.
 
-uvicorn (uvloop, httptools) and an aiohttp client; no parsing, no policy, no audit. Answers pass as they come.
+uvicorn (uvloop, httptools) and an aiohttp client; no parsing, no policy, no audit. Answers pass as they come. It speaks
+TLS with the key and the certificate in PEM, if that is given.
 """
 
 import sys
@@ -46,5 +47,11 @@ class PassThrough:
 
 if __name__ == "__main__":
     uvicorn.run(
-        PassThrough(), host="127.0.0.1", port=int(sys.argv[2]), log_level="error", access_log=False, lifespan="off"
+        PassThrough(),
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        ssl_certfile=sys.argv[3] if len(sys.argv) > 3 else None,
     )
