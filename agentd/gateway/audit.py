@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
@@ -23,7 +23,7 @@ from controller.wire.matching import TextTest, compile_globs
 from controller.wire.mcp import AuditRules
 
 from .spool import FRAME_BYTES, SpoolWriter
-from .types import Allow, AuditEvent, AuditRecord, Call, Caller, Decision, Outcome, RecordForm
+from .types import Allow, AuditEvent, AuditRecord, Call, Caller, Decision, Outcome, Particulars, RecordForm
 
 __all__ = ["AuditLog", "SpoolEvent", "arguments_digest", "canonical_json", "describe", "masked"]
 
@@ -56,7 +56,7 @@ class SpoolEvent(StrEnum):
     RECOVERED = "gateway:audit:recovered"  # bytes that a crash left torn at the end of the spool
 
 
-def arguments_digest(call: Call) -> str:
+def arguments_digest(call: Call | Particulars) -> str:
     """`sha256:HEX` of the arguments' canonical JSON; `sha256-body:HEX` of the raw body when that has no such form.
 
     RFC 8785 has none for integers beyond 2^53, which not all parsers read alike; and a body beyond 256 KB would hold
@@ -148,14 +148,20 @@ def _call(call: Call, rules: AuditRules, *, whole: bool) -> dict[str, Any]:
         line["name"] = named(call.name, rules.mask)
     if not whole:
         return line
+    if call.client_info is not None:
+        line["client_unverified"] = _client(call.client_info.name, call.client_info.version)
+    return line | _particulars(call, rules)
+
+
+def _particulars(call: Call | Particulars, rules: AuditRules) -> dict[str, Any]:
+    """What calls that are alike differ in."""
+    line: dict[str, Any] = {}
     if call.request_id is not None:
         line["request_id"] = _text(call.request_id) if isinstance(call.request_id, str) else call.request_id
     if call.arguments is not None:
         line["arguments_digest"] = arguments_digest(call)
         if rules.arguments:
             line |= _arguments(call.arguments, rules)
-    if call.client_info is not None:
-        line["client_unverified"] = _client(call.client_info.name, call.client_info.version)
     if call.trace is not None:
         line["trace"] = {key: _text(value) for key, value in asdict(call.trace).items() if value is not None}
     return line
@@ -222,32 +228,30 @@ _number: Final[Callable[[float], bytes]] = orjson.dumps
 _BLANK: Final = secrets.token_hex(16)
 
 
-def _template(line: dict[str, Any]) -> bytes | None:
-    """The line with blanks, for bytes %, where records of calls that are alike differ; None for one with more to it."""
-    call, outcome = line.get("call", {}), line.get("outcome")
-    blanks: dict[str, bytes] = {}
+def _template(line: dict[str, Any]) -> bytes:
+    """The line with blanks, for bytes %, where records of calls that are alike differ.
+
+    Of one without an outcome the last is what follows in its call, each member with a comma before it.
+    """
+    outcome = line.get("outcome")
+    blanks: dict[bytes, bytes] = {}
 
     def blank(where: dict[str, Any], key: str, form: bytes) -> None:
-        where[key] = f"{_BLANK}{len(blanks)}"
-        blanks[where[key]] = form
+        where[key] = text = f"{_BLANK}{len(blanks)}"
+        blanks[b'"%b"' % text.encode()] = form
 
     blank(line, "time", b"%b")
     blank(line, "id", b'"%b"')
     if outcome is None:
-        if not {"request_id", "arguments_digest"} <= call.keys() or not call.keys() <= _PLAIN_CALL:
-            return None
-        blank(call, "request_id", b"%b")
-        blank(call, "arguments_digest", b'"%b"')
+        line["call"][_BLANK] = None
+        blanks[b',"%b":null' % _BLANK.encode()] = b"%b"
     else:
         for key, form in (("bytes_in", b"%d"), ("bytes_out", b"%d"), ("seconds", b"%b")):
             blank(outcome, key, form)
     template = orjson.dumps(line).replace(b"%", b"%%")
     for text, form in blanks.items():
-        template = template.replace(b'"%b"' % text.encode(), form)
+        template = template.replace(text, form)
     return template
-
-
-_PLAIN_CALL: Final = frozenset({"era", "method", "name", "request_id", "arguments_digest", "client_unverified"})
 
 
 @dataclass(slots=True)
@@ -319,19 +323,19 @@ class AuditLog:
         self._gap.refused += refused
         return rules.full == "drop"
 
-    def form(self, record: AuditRecord) -> RecordForm | None:
+    def form(self, record: AuditRecord) -> RecordForm:
         """What records like this one have in common, until the service's rules change."""
         rules = self._rules_of(record.service) or _NO_RULES
-        template = _template(describe(record, rules))
-        return RecordForm(record, template) if template is not None else None
+        if record.call is not None:
+            alike = replace(record.call, request_id=None, arguments=None, body=b"", trace=None)
+            record = replace(record, call=alike)
+        return RecordForm(record, _template(describe(record, rules)), rules)
 
-    def allowed(self, form: RecordForm, time: float, record_id: str, call: Call) -> bool:
+    def allowed(self, form: RecordForm, time: float, record_id: str, call: Particulars) -> bool:
         """Take a CALL_ALLOWED like the form's. False: it was not taken; `record` is to say what follows."""
-        asked = call.request_id
-        shown = b"%d" % asked if isinstance(asked, int) else orjson.dumps(asked and _text(asked))
-        return self._fill(
-            form, (_number(time), record_id.encode(), shown, arguments_digest(call).encode()), urgent=False
-        )
+        told = _particulars(call, form.rules)
+        following = b"," + orjson.dumps(told)[1:-1] if told else b""
+        return self._fill(form, (_number(time), record_id.encode(), following), urgent=False)
 
     def ended(self, form: RecordForm, time: float, record_id: str, sizes: tuple[int, int], seconds: float) -> bool:
         """Take a CALL_ENDED like the form's, that ended well. False: it was not taken."""

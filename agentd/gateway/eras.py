@@ -36,6 +36,7 @@ __all__ = [
     "mirrored_name",
     "repeated_routing",
     "speaks_alike",
+    "stated_trace",
     "trace_context",
     "unsupported_version",
     "upstream_is_legacy",
@@ -113,17 +114,10 @@ def classify(routing: Mapping[bytes, bytes], repeated: frozenset[bytes], message
 def speaks_alike(meta: Any, other: Any) -> bool:
     """Does a request with this `_meta` speak as one with the other, which was accepted, if all else of them is equal?
 
-    Then `classify`, `client_info` and `trace_context` say the same of both.
+    Then `classify` says the same of both.
     """
-    if meta == other:
-        return True
-    return (
-        isinstance(meta, dict)
-        and isinstance(other, dict)
-        and CAPABILITIES_KEY in meta
-        and CAPABILITIES_KEY in other
-        and all(meta.get(key) == other.get(key) for key in _SPOKEN)
-    )
+    one, two = (given if isinstance(given, dict) else {} for given in (meta, other))
+    return one.get(VERSION_KEY) == two.get(VERSION_KEY) and (CAPABILITIES_KEY in one) == (CAPABILITIES_KEY in two)
 
 
 def repeated_routing(repeated: frozenset[bytes], request_id: RequestId | None = None) -> Refusal | None:
@@ -243,16 +237,23 @@ def client_info(message: Message) -> ClientInfo | None:
 
 def trace_context(message: Message, fields: Mapping[bytes, bytes]) -> TraceContext | None:
     """W3C trace context from `_meta`, else from the headers (by name)."""
-    meta = message.params.get("_meta")
-    if isinstance(meta, dict) and isinstance(meta.get("traceparent"), str):
-        return TraceContext(*(_text(meta.get(key)) for key in ("traceparent", "tracestate", "baggage")))
+    stated = stated_trace(message)
+    if stated is not None:
+        return stated
     if b"traceparent" not in fields:
         return None
     found = {key: fields[key].decode("latin-1")[:512] for key in _TRACE if key in fields}
     return TraceContext(found[b"traceparent"], found.get(b"tracestate"), found.get(b"baggage"))
 
 
-_SPOKEN: Final = (VERSION_KEY, CLIENT_KEY, "traceparent", "tracestate", "baggage")
+def stated_trace(message: Message) -> TraceContext | None:
+    """W3C trace context as `_meta` states it."""
+    meta = message.params.get("_meta")
+    if not isinstance(meta, dict) or not isinstance(meta.get("traceparent"), str):
+        return None
+    return TraceContext(*(_text(meta.get(key)) for key in ("traceparent", "tracestate", "baggage")))
+
+
 _TRACE: Final = frozenset({b"traceparent", b"tracestate", b"baggage"})
 
 

@@ -13,7 +13,7 @@ import orjson
 
 from .types import RequestId, value
 
-__all__ = ["INVALID_REQUEST", "PARSE_ERROR", "BodyError", "Message", "load", "parse"]
+__all__ = ["INVALID_REQUEST", "PARSE_ERROR", "BodyError", "Message", "check_arguments", "load", "parse"]
 
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
@@ -147,9 +147,15 @@ def _message(loaded: Any) -> Message:
     if not params.keys() <= _PARAMS:
         _check_case(params, _PARAMS, known)
     arguments = params.get("arguments")
-    if isinstance(arguments, dict) and len(arguments) > 1:
-        _check_case(arguments, _NOTHING, known)
+    if isinstance(arguments, dict):
+        check_arguments(arguments, known)
     return Message("request" if "id" in loaded else "notification", known, method, params)
+
+
+def check_arguments(arguments: dict[str, Any], known: RequestId | None = None) -> None:
+    """Raises BodyError, with the request's id if it is known, for names that some readers take for one."""
+    if len(arguments) > 1:
+        _check_case(arguments, _NOTHING, known)
 
 
 _NO_PARAMS: Final[dict[str, Any]] = {}

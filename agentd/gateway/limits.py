@@ -3,7 +3,7 @@
 Pure but for its counters; the caller supplies the time. Bounded: a bucket that is full again is forgotten.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,13 @@ class Limiter:
 
     def take(self, key: Hashable, rate: Rate, now: float) -> float:
         """Take one token. 0.0: granted; otherwise the seconds until one is there (nothing was taken)."""
+        bucket = self._refilled(key, rate, now)
+        if bucket.tokens >= 1.0:
+            bucket.tokens -= 1.0
+            return 0.0
+        return (1.0 - bucket.tokens) * rate.seconds / rate.calls
+
+    def _refilled(self, key: Hashable, rate: Rate, now: float) -> _Bucket:
         bucket = self._buckets.get(key)
         if bucket is None or bucket.rate != rate:
             if len(self._buckets) >= self._most:
@@ -41,10 +48,13 @@ class Limiter:
         # A clock that was set back refills nothing and takes nothing away.
         bucket.tokens = min(float(rate.calls), bucket.tokens + max(0.0, now - bucket.time) * per_second)
         bucket.time = now
-        if bucket.tokens >= 1.0:
-            bucket.tokens -= 1.0
-            return 0.0
-        return (1.0 - bucket.tokens) / per_second
+        return bucket
+
+    def take_each(self, prices: Sequence[tuple[Hashable, Rate]], now: float) -> bool:
+        """Take one token under each of these rates, if each has one. False: nothing was taken."""
+        if len(prices) > 1 and any(self._refilled(key, rate, now).tokens < 1.0 for key, rate in prices):
+            return False
+        return all(self.take(key, rate, now) == 0.0 for key, rate in prices)
 
     def cool(self, key: Hashable, seconds: float, now: float) -> None:
         """Refuse everything of `key` for `seconds`; a breach during a cool-down does not lengthen it."""

@@ -14,8 +14,11 @@ __all__ = ["Live", "Running"]
 class Running(Protocol):
     """An exchange that has been passed on."""
 
-    caller: Caller
-    call: Call
+    @property
+    def caller(self) -> Caller: ...
+
+    @property
+    def call(self) -> Call: ...
 
     def keep_alive(self, now: float) -> None:
         """Break a silence that has lasted too long; `now` is the loop's time."""
@@ -39,11 +42,19 @@ class Live:
         """How many of the service's exchanges this node has under way."""
         return len(self._running.get((caller.node_id, service), ()))
 
-    def add(self, running: Running) -> None:
-        self._running.setdefault((running.caller.node_id, running.call.service), set()).add(running)
+    def add(self, running: Running, service: str, most: int | None = None) -> bool:
+        """False: the caller has `most` of the service's exchanges under way already, and it was not added."""
+        key = (running.caller.node_id, service)
+        same = self._running.get(key)
+        if same is None:
+            same = self._running[key] = set()
+        if most is not None and len(same) >= most:
+            return False
+        same.add(running)
+        return True
 
-    def discard(self, running: Running) -> None:
-        key = (running.caller.node_id, running.call.service)
+    def discard(self, running: Running, service: str) -> None:
+        key = (running.caller.node_id, service)
         same = self._running.get(key)
         if same is not None:
             same.discard(running)

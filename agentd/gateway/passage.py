@@ -36,7 +36,7 @@ from .types import (
 )
 from .watch import LARGEST_HELD, StreamWatch, check_answer, error_code, filter_answer
 
-__all__ = ["Passage", "Patience"]
+__all__ = ["Passage", "Patience", "plain_answer"]
 
 log = logging.getLogger("agentd.gateway")
 
@@ -118,23 +118,6 @@ class Passage:
         """There is no answer."""
         self._fail(Code.UPSTREAM_BROKEN if failure.reached else Code.UPSTREAM_UNREACHABLE, failure)
 
-    def answer_at_once(self, response: Response) -> bool:
-        """Pass on a plain answer that is there whole. False: nothing was done; `follow` is to."""
-        head = _plain_head(response.known) if response.known is not None else None
-        body = response.piece()
-        if head is None or body is None:
-            return False
-        self.status = response.status
-        try:
-            message = check_answer(body, self.call)
-        except UpstreamError as failure:
-            self._break_off(failure)
-        else:
-            if "error" in message:
-                self.error = error_code(message)
-            self._exchange.reply_behind(head, body)
-        return True
-
     async def follow(self, response: UpstreamResponse) -> None:
         """Pass the answer back. Cancelled, it cancels upstream."""
         self._response = response
@@ -191,7 +174,7 @@ class Passage:
         if response.status >= 400:
             self._pass_error(response.status, headers, body)
             return
-        self.error = error_code(check_answer(body, self.call))
+        self.error = error_code(check_answer(body, self.call.request_id))
         if self.call.method in LIST_METHODS:
             body = filter_answer(body, self._filtered, self.call.method)
         self._exchange.reply(response.status, headers, body)
@@ -290,9 +273,18 @@ class Passage:
             self._exchange.reply(refusal.status, [JSON], body)
 
 
+def plain_answer(response: Response) -> tuple[bytes, bytes] | None:
+    """The head, up to its length, and the body of an answer that passes as it is once it was looked at.
+
+    None: it is another, or not there whole; `Passage.follow` is to pass it on.
+    """
+    head = _plain_head(response.known) if response.known is not None else None
+    body = response.piece()
+    return (head, body) if head is not None and body is not None else None
+
+
 @lru_cache(maxsize=1024)
 def _plain_head(head: AnswerHead) -> bytes | None:
-    """The head of an answer that passes as it is once it was looked at, up to its length; None for any other."""
     kind = (find(head.headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     if head.status != 200 or kind != b"application/json" or find(head.headers, b"mcp-session-id") is not None:
         return None

@@ -7,7 +7,7 @@ the two to the same answers.
 import math
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
@@ -90,11 +90,12 @@ class _Broke(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Allowance:
-    """The first way that is open, which is free (`types.Allowance`). A later one is not looked for here."""
+    """The first way that is open, and what it costs (`types.Allowance`). A later one is not looked for here."""
 
     way: _Way
     limiter: Limiter
     key: tuple[NodeId, str]
+    prices: tuple[tuple[Hashable, Rate], ...]
 
     @property
     def decision(self) -> Allow:
@@ -104,7 +105,9 @@ class _Allowance:
         way = self.way
         if now >= way.grant.expires or self.limiter.cooling(self.key, now):
             return False
-        return way.check is None or way.check(arguments) is None
+        if way.check is not None and way.check(arguments) is not None:
+            return False
+        return not self.prices or self.limiter.take_each(self.prices, now)
 
 
 class _Access:
@@ -166,16 +169,18 @@ class CompiledPolicy:
         return self._too_many(caller, call, max(paid.wait, pause), breach)
 
     def allowance(self, caller: Caller, call: Call, now: float) -> _Allowance | None:
-        """What decides calls like this one, where nothing needs to be counted; None when that is not so."""
+        """What decides calls like this one; None when each must be decided on its own."""
         service = self.services.get(call.service)
         wanted = uses(call.method, call.params)
-        if service is None or service.limits.calls is not None or isinstance(wanted, Refusal) or len(wanted) != 1:
+        if service is None or call.request_id is None or isinstance(wanted, Refusal) or len(wanted) != 1:
             return None
         ways = self._access(caller.address, call.service).ways(wanted[0])
         way = next((way for way in ways if now < way.grant.expires), None)
-        if way is None or way.rates:
+        if way is None:
             return None
-        return _Allowance(way, self._limiter, (caller.node_id, call.service))
+        key, shared = (caller.node_id, call.service), service.limits.calls
+        prices = [(_purse(caller, way, index), rate) for index, rate in way.rates]
+        return _Allowance(way, self._limiter, key, ((key, shared), *prices) if shared is not None else tuple(prices))
 
     def holds(self, caller: Caller, call: Call, now: float) -> bool:
         """Is a call that was allowed still allowed? Counts nothing."""
@@ -225,10 +230,7 @@ class CompiledPolicy:
             if not way.rates:
                 return way
             wait, rate = max(
-                (
-                    (self._limiter.take((caller.node_id, way.grant.id, index), rate, now), rate)
-                    for index, rate in way.rates
-                ),
+                ((self._limiter.take(_purse(caller, way, index), rate, now), rate) for index, rate in way.rates),
                 key=itemgetter(0),
             )
             if wait == 0.0:
@@ -242,6 +244,11 @@ class CompiledPolicy:
             f"{caller.name} called service {call.service!r} too often: wait {wait:.1f} s, then call less often",
             breach=breach,
         )
+
+
+def _purse(caller: Caller, way: _Way, index: int) -> Hashable:
+    """What one rate of a grant is counted under."""
+    return (caller.node_id, way.grant.id, index)
 
 
 def _spelled(rate: Rate) -> str:

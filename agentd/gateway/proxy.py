@@ -314,11 +314,11 @@ class ServiceApp:
             patience=gateway.patience,
         )
         passage.listed = partial(self._mirrors.learn, reader(asked.caller, asked.exchange.head.fields))
-        gateway.live.add(passage)
+        gateway.live.add(passage, call.service)
         try:
             await passage.run(self.upstream, request)
         finally:
-            gateway.live.discard(passage)
+            gateway.live.discard(passage, call.service)
             self._trail.ended(asked, passage, decision, request.session)
             if passage.challenge is not None:
                 self._metadata.learn(passage.challenge)

@@ -18,6 +18,7 @@ from .types import (
     Caller,
     Decision,
     Outcome,
+    Particulars,
     RecordForm,
     value,
 )
@@ -78,33 +79,26 @@ class Trail:
             )
         )
 
-    def forms(self, asked: Asked, call: Call, decision: Allow, session: str | None) -> CallForms | None:
-        """What the records of calls like this one have in common; None when each must be written on its own."""
+    def forms(self, asked: Asked, call: Call, decision: Allow, session: str | None) -> CallForms:
+        """What the records of calls like this one have in common."""
         event, outcome = AuditEvent.CALL_ALLOWED, Outcome(200, 0, 0, 0.0)
         first = AuditRecord(event, 0.0, asked.id, self._service, asked.caller, call, decision, session=session)
-        allowed = self._sink.form(first)
         ended = self._sink.form(replace(first, event=AuditEvent.CALL_ENDED, outcome=outcome))
-        return CallForms(allowed, ended) if allowed is not None and ended is not None else None
+        return CallForms(self._sink.form(first), ended)
 
-    def allowed(self, forms: CallForms, asked: Asked, call: Call, now: float) -> bool:
+    def allowed(self, forms: CallForms, asked: Asked, call: Particulars, now: float) -> bool:
         """As `decided`, for a call like one before. False: nothing was recorded; `decided` is to say what follows."""
         return self._sink.allowed(forms.allowed, now, asked.id, call)
 
-    def ended(
-        self,
-        asked: Asked,
-        passage: Passage,
-        decision: Allow,
-        session: str | None,
-        forms: CallForms | None = None,
-    ) -> None:
+    def ended_well(self, forms: CallForms, asked: Asked, call: Particulars) -> bool:
+        """As `ended`, for a call like one before that ended as most do. False: nothing was recorded; `ended` is to."""
+        sizes, seconds = (len(call.body), asked.exchange.bytes_out), time.perf_counter() - asked.started
+        return self._sink.ended(forms.ended, time.time(), asked.id, sizes, seconds)
+
+    def ended(self, asked: Asked, passage: Passage, decision: Allow, session: str | None) -> None:
         """However it ended, also by cancellation."""
         call, exchange = passage.call, asked.exchange
         problem = passage.problem or (None if exchange.ended else "the client went away")
-        if forms is not None and problem is None and passage.error is None and passage.status == 200:
-            sizes, seconds = (len(call.body), exchange.bytes_out), time.perf_counter() - asked.started
-            if passage.revoked is None and self._sink.ended(forms.ended, time.time(), asked.id, sizes, seconds):
-                return
         outcome = Outcome(
             status=passage.status,
             bytes_in=len(call.body),

@@ -9,6 +9,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, Final, Literal, Protocol, TypeVar, dataclass_transform
 
 from controller.wire.base import Address, NodeName, PublicKey, Tag
+from controller.wire.mcp import AuditRules
 from controller.wire.netmap import NodeId
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Era",
     "Headers",
     "Outcome",
+    "Particulars",
     "Policy",
     "RecordForm",
     "RequestId",
@@ -136,6 +138,16 @@ class Call:
     client_info: ClientInfo | None = None
 
 
+@value
+class Particulars:
+    """What one call has of its own among calls that are alike: the members of `Call` of these names."""
+
+    request_id: RequestId | None
+    arguments: Mapping[str, Any] | None
+    body: bytes
+    trace: TraceContext | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """What goes upstream instead. `headers` replace those of the same name: mirrors of arguments must follow them."""
@@ -169,13 +181,16 @@ Decision = Allow | Deny
 
 
 class Allowance(Protocol):
-    """What was decided of a use, as far as it stands until the policy changes: the rest depends on each call."""
+    """What was decided of a use, as far as it stands until the policy changes: the rest depends on each call.
+
+    Asking it is what counts a call against its limits, as `Policy.decide` does.
+    """
 
     @property
     def decision(self) -> Allow: ...
 
     def allows(self, arguments: Mapping[str, Any], now: float) -> bool:
-        """Is a call with these arguments allowed now, by this alone? False: the policy is to decide."""
+        """Is a call with these arguments allowed now, by this alone? False: nothing was counted; decide anew."""
         ...
 
 
@@ -187,7 +202,7 @@ class Policy(Protocol):
         ...
 
     def allowance(self, caller: Caller, call: Call, now: float) -> Allowance | None:
-        """What decides calls like this one, where nothing needs to be counted; None when that is not so."""
+        """What decides calls like this one; None when each must be decided on its own."""
         ...
 
     def holds(self, caller: Caller, call: Call, now: float) -> bool:
@@ -249,10 +264,11 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecordForm:
-    """What records like `record` have in common. `template` is the sink's."""
+    """What records like `record` have in common. `template` and `rules` are the sink's."""
 
     record: AuditRecord
     template: bytes
+    rules: AuditRules
 
 
 class AuditSink(Protocol):
@@ -265,14 +281,14 @@ class AuditSink(Protocol):
         """
         ...
 
-    def form(self, record: AuditRecord) -> RecordForm | None:
-        """What records like this one have in common; None when each must be written on its own.
+    def form(self, record: AuditRecord) -> RecordForm:
+        """What records like this one have in common, whose calls differ in nothing but their `Particulars`.
 
         It is good until the service's rules change.
         """
         ...
 
-    def allowed(self, form: RecordForm, time: float, record_id: str, call: Call) -> bool:
+    def allowed(self, form: RecordForm, time: float, record_id: str, call: Particulars) -> bool:
         """Take a CALL_ALLOWED like the form's, of this call. False: `record` is to take it."""
         ...
 

@@ -10,7 +10,7 @@ import orjson
 
 from .jsonrpc import BodyError, load
 from .sse import Event, EventReader
-from .types import LIST_METHODS, Call, UpstreamError
+from .types import LIST_METHODS, Call, RequestId, UpstreamError
 
 __all__ = ["LARGEST_HELD", "Filter", "StreamWatch", "check_answer", "error_code", "filter_answer", "is_answer"]
 
@@ -30,11 +30,14 @@ _LISTS: Final = {
 }
 
 
-def is_answer(message: Any, call: Call) -> bool:
-    """Is this the response to the call? A response without id is, when it is an error: the request was not readable."""
+def is_answer(message: Any, wanted: RequestId | None) -> bool:
+    """Is this the response to the request with the id `wanted`?
+
+    A response without id is, when it is an error: the request was not readable.
+    """
     if not isinstance(message, dict) or ("result" in message) == ("error" in message):
         return False
-    given, wanted = message.get("id"), call.request_id
+    given = message.get("id")
     if given == wanted and type(given) is type(wanted):
         return True
     return given is None and "error" in message
@@ -47,13 +50,13 @@ def error_code(message: Any) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def check_answer(body: bytes, call: Call) -> dict[str, Any]:
-    """The JSON answer to a request, parsed. Raises UpstreamError when it is not one."""
+def check_answer(body: bytes, wanted: RequestId | None) -> dict[str, Any]:
+    """The JSON answer to the request with the id `wanted`, parsed. Raises UpstreamError when it is not one."""
     try:
         message = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise UpstreamError(f"the server's answer is not JSON: {error}", reached=True) from None
-    if not is_answer(message, call):
+    if not is_answer(message, wanted):
         raise UpstreamError("the server answered another request than it was asked", reached=True)
     assert isinstance(message, dict)
     return message
@@ -121,7 +124,7 @@ class StreamWatch:
             message = orjson.loads(event.data)
         except orjson.JSONDecodeError:
             return  # the client will say so; it has the same bytes
-        if is_answer(message, self._call):
+        if is_answer(message, self._call.request_id):
             self.answered = True
             self.error = error_code(message)
 

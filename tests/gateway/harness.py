@@ -22,9 +22,9 @@ from agentd.gateway.passage import Patience
 from agentd.gateway.policy import CompiledPolicy
 from agentd.gateway.runtime import Runtime
 from agentd.gateway.sessions import Sessions
-from agentd.gateway.types import AuditEvent, AuditRecord, Call, Caller, Outcome, RecordForm
+from agentd.gateway.types import AuditEvent, AuditRecord, Caller, Outcome, Particulars, RecordForm
 from agentd.gateway.upstreams import connect
-from controller.wire.mcp import GatewayPolicy
+from controller.wire.mcp import AuditRules, GatewayPolicy
 from tests.gateway.upstream import Behaviour, Upstream, echo
 
 ALICE, BOB, STRANGER = "127.0.0.1", "127.0.0.2", "127.0.0.9"
@@ -68,11 +68,13 @@ class Records:
         return self.room
 
     def form(self, record: AuditRecord) -> RecordForm:
-        return RecordForm(record, b"")
+        return RecordForm(record, b"", AuditRules())
 
-    def allowed(self, form: RecordForm, time: float, record_id: str, call: Call) -> bool:
+    def allowed(self, form: RecordForm, time: float, record_id: str, call: Particulars) -> bool:
+        assert form.record.call is not None
         if self.room:
-            self.record(replace(form.record, time=time, id=record_id, call=call))
+            own = {name: getattr(call, name) for name in ("request_id", "arguments", "body", "trace")}
+            self.record(replace(form.record, time=time, id=record_id, call=replace(form.record.call, **own)))
         return self.room
 
     def ended(self, form: RecordForm, time: float, record_id: str, sizes: tuple[int, int], seconds: float) -> bool:

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from agentd.gateway.audit import AuditLog, SpoolEvent, arguments_digest, canonical_json, describe
 from agentd.gateway.spool import SpoolReader, SpoolWriter
-from agentd.gateway.types import Allow, AuditEvent, AuditRecord, Call, ClientInfo, Deny, Outcome, TraceContext
+from agentd.gateway.types import (
+    Allow,
+    AuditEvent,
+    AuditRecord,
+    Call,
+    ClientInfo,
+    Deny,
+    Outcome,
+    Particulars,
+    TraceContext,
+)
 from controller.wire.mcp import AuditRules
 from tests.gateway.harness import soon
 
@@ -286,49 +296,60 @@ TEXTS = st.text(max_size=20) | st.sampled_from(['"', "%d %%b", "\\", "\x00", "\u
 IDS = st.integers(-(2**63), 2**64 - 1) | TEXTS
 
 
-@given(name=TEXTS, client=TEXTS, ids=st.tuples(IDS, IDS), said=st.text(max_size=20))
+TRACES = st.none() | st.builds(TraceContext, TEXTS, st.none() | TEXTS, st.none() | TEXTS)
+PLAIN = st.text(max_size=20)
+ARGUMENTS = st.none() | st.dictionaries(PLAIN, PLAIN | st.integers(-(2**63), 2**63) | st.booleans(), max_size=3)
+
+
+@given(
+    name=st.none() | TEXTS,
+    client=TEXTS,
+    ids=st.tuples(IDS | st.none(), IDS | st.none()),
+    arguments=st.tuples(ARGUMENTS, ARGUMENTS),
+    traces=st.tuples(TRACES, TRACES),
+    rules=st.builds(AuditRules, arguments=st.booleans()),
+)
 def test_a_record_from_a_form_says_what_one_that_was_written_alone_says(
-    tmp_path_factory: pytest.TempPathFactory, name: str, client: str, ids: tuple[int | str, int | str], said: str
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str | None,
+    client: str,
+    ids: tuple[int | str | None, int | str | None],
+    arguments: tuple[dict[str, Any] | None, dict[str, Any] | None],
+    traces: tuple[TraceContext | None, TraceContext | None],
+    rules: AuditRules,
 ) -> None:
-    made = ClientInfo(client, "1")
-    like = record(call=make_call({}, name=name, client_info=made, request_id=ids[0]), session="s3cret")
+    first, call = (
+        make_call(
+            arguments[one],
+            name=name,
+            client_info=ClientInfo(client, "1"),
+            request_id=ids[one],
+            trace=traces[one],
+            body=b"x" * 77,
+        )
+        for one in (0, 1)
+    )
+    like = record(call=first, session="s3cret")
     like_end = replace(like, event=AuditEvent.CALL_ENDED, outcome=Outcome(200, 1, 2, 0.5))
-    call = make_call({"path": said}, name=name, client_info=made, request_id=ids[1], body=b"x" * 77)
+    own = Particulars(call.request_id, call.arguments, call.body, call.trace)
     begin = replace(like, time=1795248000.123456, id="r2", call=call)
     end = replace(like_end, time=1795248001.5, id="r2", call=call, outcome=Outcome(200, 77, 88, 9.5e-05))
     directory = tmp_path_factory.mktemp("spool")
     with SpoolWriter(directory) as writer:
-        log = AuditLog(writer, lambda _service: AuditRules())
-        forms = log.form(like), log.form(like_end)
-        assert forms[0] is not None
-        assert forms[1] is not None
-        assert log.allowed(forms[0], begin.time, "r2", call)
-        assert log.ended(forms[1], end.time, "r2", (77, 88), 9.5e-05)
+        log = AuditLog(writer, lambda _service: rules)
+        assert log.allowed(log.form(like), begin.time, "r2", own)
+        assert log.ended(log.form(like_end), end.time, "r2", (77, 88), 9.5e-05)
         assert log.record(begin)
         assert log.record(end)
     written = lines(directory)
     assert written[:2] == written[2:]
 
 
-@pytest.mark.parametrize("changes", [{"trace": TraceContext("00-aa-bb-01")}, {"arguments": None}, {"request_id": None}])
-def test_a_call_with_more_or_less_to_tell_has_no_form(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with SpoolWriter(tmp_path) as writer:
-        log = AuditLog(writer, lambda _service: AuditRules())
-        assert log.form(record(call=replace(make_call({}), **changes))) is None
-
-
-def test_a_service_whose_arguments_are_recorded_has_no_forms(tmp_path: Path) -> None:
-    with SpoolWriter(tmp_path) as writer:
-        log = AuditLog(writer, lambda _service: AuditRules(arguments=True))
-        assert log.form(record()) is None
-
-
 def test_a_form_is_not_filled_while_the_spool_is_full(tmp_path: Path) -> None:
     with SpoolWriter(tmp_path, most_bytes=2000, segment_bytes=500, reserve=1000) as writer:
         log = AuditLog(writer, lambda _service: AuditRules())
         form = log.form(record())
-        assert form is not None
-        taken = [log.allowed(form, 1000.0, "r2", make_call({"path": "/a"})) for _ in range(10)]
+        taken = [log.allowed(form, 1000.0, "r2", Particulars(1, {"path": "/a"}, b"")) for _ in range(10)]
     assert taken[0]
     assert not taken[-1]
     assert len(lines(tmp_path)) == sum(taken)

@@ -72,3 +72,12 @@ def test_a_cool_down_ends_by_itself_and_is_not_lengthened() -> None:
     assert limiter.cooling("k", 4.0) == 1.0
     assert limiter.cooling("k", 5.0) == 0.0
     assert limiter.cooling("other", 1.0) == 0.0
+
+
+def test_several_rates_are_paid_all_or_none() -> None:
+    limiter, few, many = Limiter(), Rate(calls=1, seconds=10), Rate(calls=3, seconds=10)
+    prices = [("many", many), ("few", few)]
+    assert limiter.take_each(prices, 0.0)
+    assert not limiter.take_each(prices, 0.0)
+    assert [limiter.take("many", many, 0.0) for _ in range(2)] == [0.0, 0.0]
+    assert limiter.take("many", many, 0.0) > 0

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from agentd.gateway.http.client import UpstreamConnection
 from agentd.gateway.http.exchange import Exchange
 from agentd.gateway.http.heads import KnownAnswers
 from agentd.gateway.identity import StaticIdentity
-from agentd.gateway.types import AuditEvent, Code
-from tests.gateway.harness import ALICE, BOB, CALLERS, Answer, Lab, body, soon, tool
+from agentd.gateway.types import AuditEvent, Code, TraceContext
+from tests.gateway.harness import ALICE, BOB, CALLERS, Answer, Lab, body, modern, soon, tool
 from tests.gateway.upstream import Seen, echo
 from tests.gateway.warming import LEGACY, changed, legacy, warm
 
@@ -133,13 +134,89 @@ async def test_arguments_are_judged_for_every_call(lab: Lab, taken: list[Exchang
     assert (await client.call(tool(text="good"))).status == 200
 
 
-async def test_a_rate_is_counted_for_every_call(lab: Lab, taken: list[Exchange]) -> None:
-    limits = [{"tools": ["add"], "rate": {"calls": 3, "seconds": 3600}}]
-    running = await lab.gateway(await lab.upstream(), grants=[{**GRANT, "limits": limits}])
+RATE = {"calls": 8, "seconds": 3600}
+
+
+@pytest.mark.parametrize(
+    ("grant", "service"),
+    [({"limits": [{"tools": ["add"], "rate": RATE}]}, {}), ({}, {"limits": {"calls": RATE}})],
+    ids=["of a grant", "of the service"],
+)
+async def test_a_rate_is_counted_for_every_call(
+    lab: Lab, taken: list[Exchange], grant: dict[str, Any], service: dict[str, Any]
+) -> None:
+    running = await lab.gateway(await lab.upstream(), grants=[{**GRANT, **grant}], **service)
     client = await lab.client(running, BOB)
-    answers = [await client.call(tool()) for _ in range(5)]
-    assert [b'"error"' in answer.body for answer in answers] == [False] * 3 + [True] * 2
-    assert not taken
+    answers = [await client.call(tool()) for _ in range(10)]
+    assert [b'"error"' in answer.body for answer in answers] == [False] * 8 + [True] * 2
+    assert taken
+    assert {answer.code for answer in answers[8:]} == {Code.TOO_MANY_CALLS}
+    assert len(running.records.of(AuditEvent.LIMIT_BREACHED)) == 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        modern("prompts/get", 1, "greet", arguments={"who": "you"}),
+        modern("prompts/get", 1, "greet"),
+        modern("resources/read", 1, "test://one"),
+        legacy("add"),
+        (body("resources/read", 1, None, uri="test://one"), LEGACY),
+    ],
+    ids=["a prompt", "a prompt without arguments", "a resource", "a legacy call", "a legacy resource"],
+)
+async def test_what_names_one_thing_takes_the_shortcut_and_is_recorded_alike(
+    lab: Lab, taken: list[Exchange], request_: tuple[bytes, dict[str, str]]
+) -> None:
+    running = await lab.gateway(await lab.upstream())
+    client = await lab.client(running)
+    assert (await client.call(request_)).status == 200
+    await warm(client, taken, request_)
+    await soon(lambda: running.records.all[-1].event is AuditEvent.CALL_ENDED)
+    first, *_, last = (replace(record, time=0.0, id="") for record in running.records.of(AuditEvent.CALL_ALLOWED))
+    assert first.call is not None
+    assert last.call is not None
+    assert replace(first, call=replace(first.call, params={})) == replace(last, call=replace(last.call, params={}))
+
+
+async def test_what_a_caller_may_not_use_is_denied_behind_a_known_head(lab: Lab, taken: list[Exchange]) -> None:
+    grants = [{**GRANT, "prompts": ["greet"], "resources": ["test://one"]}]
+    upstream = await lab.upstream()
+    client = await lab.client(await lab.gateway(upstream, grants=grants), BOB)
+    await warm(client, taken, (body("resources/read", 1, None, uri="test://one"), LEGACY))
+    await warm(client, taken, (body("prompts/get", 1, None, name="greet"), LEGACY))
+    seen = len(upstream.seen)
+    for method, named in (("resources/read", {"uri": "greet"}), ("prompts/get", {"name": "test://one"})):
+        answer = await client.ask("POST", body(method, 1, None, **named), LEGACY)
+        assert answer.code == Code.DENIED
+    assert (await client.call(legacy("greet"))).code == Code.DENIED
+    assert len(upstream.seen) == seen
+
+
+async def test_each_call_is_recorded_with_its_own_trace(lab: Lab, taken: list[Exchange]) -> None:
+    running = await lab.gateway(await lab.upstream())
+    client = await lab.client(running)
+    await warm(client, taken, (changed(meta={"traceparent": "00-first-01"}), tool()[1]))
+    traces = [{"traceparent": "00-a-01", "tracestate": "x=1"}, {}, {"traceparent": "00-b-01"}]
+    before = len(taken)
+    for trace in traces:
+        assert (await client.ask("POST", changed(meta=trace), tool()[1])).status == 200
+    assert len(taken) == before + 3
+    recorded = [record.call.trace for record in running.records.of(AuditEvent.CALL_ALLOWED)[-3:] if record.call]
+    assert recorded == [TraceContext("00-a-01", "x=1"), None, TraceContext("00-b-01")]
+
+
+async def test_a_legacy_call_with_another_progress_token_is_a_call_like_the_others(
+    lab: Lab, taken: list[Exchange]
+) -> None:
+    client = await lab.client(await lab.gateway(await lab.upstream()))
+    await warm(client, taken, legacy())
+    before = len(taken)
+    for number in range(3):
+        meta = {"progressToken": number}
+        request = body("tools/call", number, meta, name="add", arguments={"a": number}), LEGACY
+        assert (await client.call(request)).json["id"] == number
+    assert len(taken) == before + 3
 
 
 async def test_what_follows_a_call_in_one_segment_is_served_after_it(lab: Lab, taken: list[Exchange]) -> None:

@@ -4,6 +4,7 @@ Knows framing; which connection to use and when to try again is the pool's.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, cast
 
@@ -377,7 +378,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def rest(self) -> None:
         """Nothing is asked of it from now on."""
-        self.idle_since = self._loop.time()
+        self.idle_since = time.monotonic()
 
     def abort(self) -> None:
         """End it now."""

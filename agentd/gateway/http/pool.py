@@ -5,6 +5,7 @@ A kept connection may die as a request is written to it. Only a request that may
 
 import asyncio
 import ssl
+import time
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -62,7 +63,7 @@ class HttpUpstream:
 
     def kept(self) -> UpstreamConnection | None:
         """A connection that takes a request now, for the caller alone: to begin one on, or to give back."""
-        oldest = asyncio.get_running_loop().time() - _IDLE_SECONDS
+        oldest = time.monotonic() - _IDLE_SECONDS
         while self._idle:
             connection = self._idle.pop()
             if not connection.closed and not connection.transport.is_closing() and connection.idle_since >= oldest:
@@ -72,7 +73,7 @@ class HttpUpstream:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """It was not used after all."""
-        self._released(connection, True)
+        self._idle.append(connection)
 
     async def check(self) -> str | None:
         """Does it take connections?"""
@@ -142,11 +143,11 @@ class HttpUpstream:
             self._sweep = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._close_old)
 
     def _close_old(self) -> None:
-        loop = asyncio.get_running_loop()
-        oldest = loop.time() - _IDLE_SECONDS
+        oldest = time.monotonic() - _IDLE_SECONDS
         for connection in [one for one in self._idle if one.idle_since <= oldest]:
             self._idle.remove(connection)
             connection.abort()
+        loop = asyncio.get_running_loop()
         self._sweep = loop.call_later(_IDLE_SECONDS, self._close_old) if self._idle else None
 
     async def close(self) -> None:
