@@ -14,6 +14,7 @@ from typing import assert_never
 from controller.wire.asking import MOST_COUNTED, Ask
 from controller.wire.asking import Answer as Told
 from controller.wire.netmap import Netmap, Peer, SelfNode
+from controller.wire.relay_use import Relayed
 
 from .apply import Applier
 from .certify import certify
@@ -66,6 +67,7 @@ from .path_messages import NetcheckRequest, PathsRequest, PingRequest
 from .probing import Prober
 from .reconcile import Reconciler
 from .records import RecordsPost
+from .relayed import relayed
 from .renew import due
 from .serving import Serving
 from .session import Phase
@@ -156,6 +158,7 @@ async def tell(parts: Parts, question: Ask) -> Told:
     try:
         judged = tuple(await parts.kernel.judge(question.flows)) if question.flows else ()
         counted = await parts.kernel.count() if question.counters else Counted({}, {})
+        passed = await _relayed(parts) if question.relayed else None
     except KernelError as error:
         return Told(id=question.id, revision=revision, error=str(error)[:1000])
     most = sorted(counted.accepted.items(), key=lambda item: -item[1])[:MOST_COUNTED]
@@ -165,7 +168,12 @@ async def tell(parts: Parts, question: Ask) -> Told:
         judged=judged,
         accepted={grant: packets for grant, packets in most if packets},
         denied={where: packets for where, packets in counted.denied.items() if packets},
+        relayed=passed,
     )
+
+
+async def _relayed(parts: Parts) -> Relayed:
+    return await relayed(parts.applier.in_force, parts.config.table, parts.config.relay_rate)
 
 
 async def peers_now(parts: Parts) -> tuple[PeerStatus, ...]:

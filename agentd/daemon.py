@@ -18,8 +18,7 @@ from functools import partial
 from socket import socket
 from typing import Any, Final
 
-from controller.wire.paths import PathReport
-from controller.wire.stream import HostReport
+from controller.wire.stream import HostReport, Paths
 
 from . import put_back
 from .answers import Parts, answer, rotate, tell
@@ -42,6 +41,7 @@ from .mapping import PortMapping
 from .measured import measure
 from .model import KernelError, LinkSettings
 from .naming import Naming, remove_names
+from .netcheck import netcheck_report
 from .netmap import load
 from .path_report import PathLog
 from .paths.pcp import NONCE
@@ -295,8 +295,10 @@ class _Daemon:
             relayed=self._prober.relayed,
         )
 
-    def _paths(self) -> tuple[PathReport, ...]:
-        return self._path_log.report(self._prober.reached(), datetime.now(UTC))
+    def _paths(self) -> Paths:
+        own = endpoints(self._config, self._own.now, self._node.mesh)
+        reached = self._path_log.report(self._prober.reached(), datetime.now(UTC))
+        return Paths(paths=reached, netcheck=netcheck_report(self._prober, own))
 
     async def _answer(self, request: Request) -> Answer | Handed | Subscription:
         return await answer(self._parts, request)

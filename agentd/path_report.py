@@ -7,6 +7,7 @@ from datetime import datetime
 from controller.wire.base import Endpoint
 from controller.wire.netmap import NodeId
 from controller.wire.paths import MOST_PATHS, PathKind, PathReport
+from controller.wire.stream import Paths
 
 __all__ = ["PathLog", "Reached", "is_news"]
 
@@ -46,7 +47,16 @@ class PathLog:
         return tuple(reports[:MOST_PATHS])
 
 
-def is_news(before: Iterable[PathReport], after: Iterable[PathReport]) -> bool:
+def is_news(before: Paths, after: Paths) -> bool:
     """True when more than round trip times differ."""
-    kept = [{(one.peer, one.since, one.mtu) for one in reports} for reports in (before, after)]
-    return kept[0] != kept[1]
+    return _lasting(before) != _lasting(after)
+
+
+def _lasting(said: Paths) -> object:
+    paths = {(one.peer, one.since, one.mtu) for one in said.paths}
+    if said.netcheck is None:
+        return paths, None
+    answering = tuple(
+        each.model_copy(update={"rtt": None if each.rtt is None else 0.0}) for each in said.netcheck.relays
+    )
+    return paths, said.netcheck.model_copy(update={"relays": answering})

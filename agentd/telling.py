@@ -12,7 +12,6 @@ from typing import Final
 from websockets.exceptions import ConnectionClosed
 
 from controller.wire.base import Message, Revision
-from controller.wire.paths import PathReport
 from controller.wire.stream import SERVING_INTERVAL, Applied, Drift, HostReport, Paths, Report, Serving
 
 from .apply import Applier, Outcome
@@ -31,6 +30,8 @@ _PATHS_EVERY: Final = 5.0
 _PATHS_APART: Final = 30.0
 _LONGEST_DRIFT: Final = 1000  # characters
 
+_NO_PATHS: Final = Paths(paths=())
+
 
 class Telling:
     """What the controller has not been told, and what wakes those who tell it."""
@@ -42,10 +43,10 @@ class Telling:
         *,
         denied: Callable[[int], Iterable[DenialReport]] = lambda _since: (),
         serving: Callable[[], Mapping[str, str | None]] = dict,
-        paths: Callable[[], tuple[PathReport, ...]] = tuple,
+        paths: Callable[[], Paths] = lambda: _NO_PATHS,
     ) -> None:
         """`denied` tells what was denied since a minute, oldest first; `serving`, why a service cannot answer;
-        `paths`, how peers are reached.
+        `paths`, how peers are reached and from where this host is seen.
         """
         self._applier = applier
         self._report = report
@@ -147,20 +148,22 @@ class Telling:
                         await self._serving_changed.wait()
 
     async def paths(self, send: Send) -> None:
-        """How peers are reached, soon after that changed, and twice a minute at most, until the connection ends."""
-        told: tuple[PathReport, ...] = ()
+        """How peers are reached and from where this host is seen, soon after that changed, and twice a minute at most,
+        until the connection ends."""
+        told = _NO_PATHS
         with suppress(ConnectionClosed):  # the receiver reports it
             while True:
-                self._other_peers.clear()  # before looking
-                if not told and not self._has_peers():
-                    await self._other_peers.wait()
-                    continue
                 await asyncio.sleep(_PATHS_EVERY)
+                self._other_peers.clear()  # before looking
                 found = self._paths()
                 if is_news(told, found):
                     told = found
-                    await send(Paths(paths=found))
+                    await send(found)
                     await asyncio.sleep(_PATHS_APART - _PATHS_EVERY)
+                elif not self._has_peers():  # there is little that could change
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_PATHS_APART):
+                            await self._other_peers.wait()
 
     def _has_peers(self) -> bool:
         return self._applier.in_force is not None and bool(self._applier.in_force.peers)

@@ -18,6 +18,7 @@ from controller.api import (
     openapi,
     paths,
     policy,
+    relays,
     services,
     status,
     stream,
@@ -65,7 +66,7 @@ def build(ctx: Context, proxies: Iterable[str] = ()) -> ASGIApp:
     strict = [Depends(only_known_parameters)]
     api.include_router(status.root, dependencies=strict)
     api.include_router(metrics.root, dependencies=strict)
-    for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, paths, tokens):
+    for part in (status, nodes, enrolment, policy, grants, services, audit, calls, denials, paths, relays, tokens):
         api.include_router(part.router, prefix=PREFIX, dependencies=strict)
     sized = BodyLimit(RequestMeter(api, ctx.metrics), ctx.limits.body, ctx.limits.policy)
     traced = RequestSpans(ClientRate(sized, ctx.limits.requests), ctx.tracing)

@@ -26,14 +26,16 @@ class Questions:
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[NodeId, asyncio.Future[Answer]]] = {}
 
-    async def ask(self, flows: Mapping[NodeId, Sequence[Flow]], *, counters: bool = False) -> dict[NodeId, Answer]:
+    async def ask(
+        self, flows: Mapping[NodeId, Sequence[Flow]], *, counters: bool = False, relayed: bool = False
+    ) -> dict[NodeId, Answer]:
         """Ask these hosts, all at once, each about its flows; returns the answers that came in time."""
         asked: list[int] = []
         try:
             for node_id, wanted in flows.items():
                 if len(self._waiting) >= _MOST_WAITING:
                     break
-                question = Ask(id=next(self._ids), flows=tuple(wanted), counters=counters)
+                question = Ask(id=next(self._ids), flows=tuple(wanted), counters=counters, relayed=relayed)
                 if self._hub.ask(node_id, question):
                     self._waiting[question.id] = node_id, asyncio.get_running_loop().create_future()
                     asked.append(question.id)

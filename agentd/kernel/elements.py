@@ -1,4 +1,4 @@
-"""Looks one key up in a named set or map of any nftables table, over netlink: a question, not a list.
+"""Looks one key up in a named set or map of any nftables table, or reads what a set counted, over netlink.
 
 Knows how the kernel writes keys and verdicts, and no table's meaning.
 """
@@ -6,13 +6,13 @@ Knows how the kernel writes keys and verdicts, and no table's meaning.
 import errno
 import ipaddress
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from .netlink import NetlinkError, NetlinkSocket, attribute, attributes
 
-__all__ = ["NamedSet", "UnknownKeyError", "find_element"]
+__all__ = ["CountedElement", "NamedSet", "UnknownKeyError", "counted_elements", "find_element"]
 
 # include/uapi/linux/netfilter.h, nfnetlink.h, nf_tables.h
 _FAMILIES: Final = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
@@ -23,6 +23,10 @@ _NFTA_LIST_ELEMENTS: Final = 3
 _NFTA_LIST_ELEM: Final = 1
 _NFTA_ELEM_KEY: Final = 1
 _NFTA_ELEM_DATA: Final = 2
+_NFTA_ELEM_EXPR: Final = 7
+_NFTA_EXPR_DATA: Final = 2
+_NFTA_COUNTER_BYTES: Final = 1
+_NFTA_COUNTER_PACKETS: Final = 2
 _NFTA_DATA_VALUE: Final = 1
 _NFTA_DATA_VERDICT: Final = 2
 _NFTA_VERDICT_CODE: Final = 1
@@ -70,6 +74,35 @@ def find_element(netlink: NetlinkSocket, where: NamedSet, key: Sequence[object])
     for path in _inside(answer, _NFGENMSG.size, len(answer), (_NFTA_LIST_ELEMENTS, _NFTA_LIST_ELEM, _NFTA_ELEM_DATA)):
         return _verdict(answer, *path)
     return ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class CountedElement:
+    """A key of a set as the kernel writes it, and what its counter says."""
+
+    key: bytes
+    packets: int
+    bytes: int
+
+
+def counted_elements(netlink: NetlinkSocket, family: str, table: str, name: str) -> Iterator[CountedElement]:
+    """The elements of a set whose elements count. Raises NetlinkError, ENOENT where there is no such set."""
+    payload = (
+        _NFGENMSG.pack(_FAMILIES[family], 0, 0)
+        + attribute(_NFTA_LIST_TABLE, table.encode() + b"\0")
+        + attribute(_NFTA_LIST_SET, name.encode() + b"\0")
+    )
+    for answer in netlink.dump(_NFT_MSG_GETSETELEM, payload):
+        for element in _inside(answer, _NFGENMSG.size, len(answer), (_NFTA_LIST_ELEMENTS, _NFTA_LIST_ELEM)):
+            keys = _inside(answer, *element, (_NFTA_ELEM_KEY, _NFTA_DATA_VALUE))
+            counts = _inside(answer, *element, (_NFTA_ELEM_EXPR, _NFTA_EXPR_DATA))
+            said = {kind: answer[begin:end] for place in counts for kind, begin, end in attributes(answer, *place)}
+            for begin, end in keys:
+                yield CountedElement(
+                    answer[begin:end],
+                    int.from_bytes(said.get(_NFTA_COUNTER_PACKETS, b""), "big"),
+                    int.from_bytes(said.get(_NFTA_COUNTER_BYTES, b""), "big"),
+                )
 
 
 def _inside(data: bytes, start: int, end: int, path: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""/paths."""
+"""/paths and /netchecks."""
 
 from itertools import islice
 from typing import Annotated
@@ -7,8 +7,12 @@ from fastapi import APIRouter, Query
 
 from controller.api.access import ACCESS, Ctx, Reader
 from controller.api.errors import problems
+from controller.api.paging import PAGING, Cursor, Limit, by_name, page
+from controller.relays import netchecks
+from controller.wire.netcheck import HostNetcheck
 from controller.wire.netmap import NodeId
 from controller.wire.paths import PathList
+from controller.wire.rest import Page
 
 __all__ = ["router"]
 
@@ -30,3 +34,27 @@ async def list_paths(
         return node in {None, host} and ctx.hub.record(host) is not None and ctx.hub.here(host).online
 
     return PathList(items=tuple(islice(ctx.paths.paths(is_wanted, peer), limit)))
+
+
+@router.get(
+    "/netchecks",
+    summary="From where hosts are seen, and what is in between, by name",
+    description="As hosts that are connected to this controller said last; of every other, why nothing is known.",
+    responses=problems(*ACCESS, *PAGING),
+)
+async def list_netchecks(
+    *,
+    ctx: Ctx,
+    _: Reader,
+    node: Annotated[str | None, Query(max_length=100, description="only this host, by id")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[HostNetcheck]:
+    """GET /netchecks."""
+    after = by_name(cursor)
+    found = [
+        host
+        for host in netchecks(ctx.hub, ctx.paths)
+        if node in {None, host.node} and (after is None or host.name > after)
+    ]
+    return page(found, limit, lambda host: [host.name])

@@ -249,7 +249,7 @@ class _Session:
             case Serving():
                 self._context.services.heard(self._node_id, frame.services)
             case Paths():
-                self._context.paths.heard(self._node_id, frame.paths)
+                self._context.paths.heard(self._node_id, frame.paths, frame.netcheck)
 
     async def _called(self, connection: Connection, frame: Calls) -> None:
         """Keep records beside what else the host says. A host that sends more before it has its answer waits here."""

@@ -17,7 +17,19 @@ from rich.text import Text
 
 from .errors import ClientError
 
-__all__ = ["ago", "detail", "lasting", "note", "plain", "print_json", "print_line", "print_problem", "table", "when"]
+__all__ = [
+    "ago",
+    "detail",
+    "lasting",
+    "milliseconds",
+    "note",
+    "plain",
+    "print_json",
+    "print_line",
+    "print_problem",
+    "table",
+    "when",
+]
 
 Cell = str | Text
 
@@ -116,6 +128,11 @@ def lasting(seconds: float) -> str:
     whole = int(abs(seconds))
     size, unit = next(((size, unit) for size, unit in _UNITS if whole >= size), (1, "s"))
     return f"{whole // size} {unit}" if whole else "less than 1 s"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A round trip time; `-` for none."""
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
 def _print(grid: Table) -> None:

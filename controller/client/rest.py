@@ -16,7 +16,9 @@ from controller.wire.base import check_name
 from controller.wire.call_records import CallEntry
 from controller.wire.denials import DenialList, HostDenial
 from controller.wire.grants import GrantCreate, GrantPatch, TemporaryGrant
+from controller.wire.netcheck import HostNetcheck
 from controller.wire.paths import HostPath, PathList
+from controller.wire.relay_use import MeshRelay, RelayDetail
 from controller.wire.rest import (
     AdminToken,
     AdminTokenCreate,
@@ -271,6 +273,18 @@ class RestClient:
         """GET /paths: how connected hosts reach their peers. `node` and `peer` are ids."""
         params = {"limit": "20000", "node": node, "peer": peer}
         return read(PathList, self._http.send("GET", "paths", params=params)).items
+
+    def netchecks(self, *, node: str | None = None) -> Iterator[HostNetcheck]:
+        """GET /netchecks: from where hosts are seen, all pages. `node` is an id."""
+        return self._http.pages(Page[HostNetcheck], "netchecks", {"node": node})
+
+    def relays(self) -> Iterator[MeshRelay]:
+        """GET /relays, all pages."""
+        return self._http.pages(Page[MeshRelay], "relays", {})
+
+    def relay(self, reference: str) -> RelayDetail:
+        """GET /relays/{name}, by name or id."""
+        return read(RelayDetail, self._http.send("GET", f"relays/{_segment(reference)}"))
 
     # Admin tokens
 

@@ -43,6 +43,7 @@ VERBS: Final = {
     ),
     "service": Verb("services", "Services of the policy that have mesh addresses of their own."),
     "path": Verb("paths", "How hosts reach their peers."),
+    "relay": Verb("relays", "Hosts that pass on sealed packets for others."),
     "audit": Verb("audit", "The record of every change, and of what hosts saw."),
     "token": Verb("tokens", "Admin tokens: what people and scripts show the controller."),
 }

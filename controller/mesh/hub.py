@@ -132,6 +132,10 @@ class Hub:
         """The active hosts that policy lets serve this gateway service."""
         return self._loaded().servers(name)
 
+    def relays(self) -> Mapping[NodeId, str]:
+        """The active hosts that relay, and the region of each."""
+        return self._loaded().relays()
+
     def given_to(self, name: ServiceName) -> NodeId | None:
         """The node that was given the addresses of the service; it may have become one that may not serve it."""
         return self._loaded().given_to(name)
@@ -166,9 +170,8 @@ class Hub:
             word, replica = found
             # Its controller may not have heard yet of what concerns it.
             is_old = replica.as_of < max(self._concerned.get(node_id, 0), self._past.end)
-            if is_old and not word.presence.behind:
-                return replace(word.presence, behind=True, behind_since=self.clock())
-            return word.presence
+            lacks = is_old and not word.presence.behind
+            return replace(word.presence, behind=True, behind_since=self.clock()) if lacks else word.presence
         seen = max(filter(None, (presence.last_seen, self.elsewhere.last_seen(node_id))), default=None)
         return presence if seen == presence.last_seen else replace(presence, last_seen=seen)
 

@@ -15,6 +15,7 @@ from controller.records import ENDED_KEPT, Change, Fleet, NodeRecord, PolicyReco
 from controller.wire.base import Revision
 from controller.wire.mcp import GatewayPolicy, Service, ServiceName
 from controller.wire.netmap import Delta, Netmap, NodeId
+from controller.wire.relays import relay_set
 
 from .dirty import Affected, Dirty, Touched
 from .entries import ABSENT, BadRecordError, ConflictError, Entry, Registry, entry_for, role_of
@@ -113,6 +114,14 @@ class MeshState:
         """The active hosts that policy lets serve this gateway service."""
         members = self._index.members(key_of(name)) if name in self._policy.gateway_services else ()
         return {node_id for node_id in members if self._records[node_id].kind == "agent"}
+
+    def relays(self) -> dict[NodeId, str]:
+        """The active hosts that relay, and the region of each: where there are several, the first by name, as in
+        `wire.relays`."""
+        found: dict[NodeId, str] = {}
+        for region in sorted(self.document.relays, reverse=True):
+            found |= dict.fromkeys(self._index.members(relay_set(region)), region)
+        return found
 
     def gateway_policy(self, name: ServiceName) -> GatewayPolicy | None:
         """What the gateways that serve `name` decide by."""

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from .base import Message, Revision, Text
+from .relay_use import Relayed
 from .rules import Flow
 
 __all__ = ["ANSWER_WITHIN", "MOST_COUNTED", "MOST_FLOWS", "Answer", "Ask", "Judged"]
@@ -19,12 +20,14 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class Ask(Message):
-    """Controller to agent: may these flows pass the kernel now? With `counters`, what has it counted?"""
+    """Controller to agent: may these flows pass the kernel now? With `counters`, what has it counted? With `relayed`,
+    what has it passed on as a relay?"""
 
     type: Literal["ask"] = "ask"
     id: Annotated[int, Field(ge=0)]
     flows: Annotated[tuple[Flow, ...], Field(max_length=MOST_FLOWS)] = ()
     counters: bool = False
+    relayed: bool = False
 
 
 class Judged(Message):
@@ -52,4 +55,5 @@ class Answer(Message):
     judged: Annotated[tuple[Judged, ...], Field(max_length=MOST_FLOWS)] = ()
     accepted: Annotated[dict[_Name, _Count], Field(max_length=MOST_COUNTED)] = Field(default_factory=dict)
     denied: Annotated[dict[_Name, _Count], Field(max_length=16)] = Field(default_factory=dict)
+    relayed: Relayed | None = None
     error: Annotated[Text, Field(max_length=1000)] | None = None

@@ -16,6 +16,7 @@ from .base import Endpoint, Message, PublicKey, Revision, Text
 from .call_records import Records, Sequence, SpoolId
 from .denials import MOST_DENIALS, Denial
 from .mcp import ServiceName
+from .netcheck import NetcheckReport
 from .netmap import Delta, Netmap
 from .paths import MOST_PATHS, PathReport
 
@@ -119,10 +120,14 @@ class Serving(Message):
 
 
 class Paths(Message):
-    """How the host reaches its peers: all of it, instead of what it said before. Said when it changed, not often."""
+    """How the host reaches its peers, and from where it is seen: all of it, instead of what it said before.
+
+    Said when it changed, twice a minute at most.
+    """
 
     type: Literal["paths"] = "paths"
     paths: Annotated[tuple[PathReport, ...], Field(max_length=MOST_PATHS)]
+    netcheck: NetcheckReport | None = None
 
 
 class Calls(Message):

@@ -21,6 +21,7 @@ grants: [{{from: ["tag:host"], to: ["tag:host"], ip: [icmp, "tcp:{PORT}"]}}]
 class RelayedAgents:
     """Three agents that run; left and right may reach each other."""
 
+    controller: Controller
     relay: Agent
     left: Agent
     right: Agent
@@ -62,4 +63,4 @@ def relayed_agents() -> Iterator[RelayedAgents]:
             lab.nat(f"nat-{name}", inside=home, outside=internet, random_ports=True)
             agents.append(Agent.join(host, controller.join_string("tag:host")))
         left, right = agents
-        yield RelayedAgents(relay, left, right, right.status()["addresses"][0])
+        yield RelayedAgents(controller, relay, left, right, right.status()["addresses"][0])

@@ -52,6 +52,25 @@ def test_agents_behind_symmetric_nats_find_the_relay_that_the_policy_names_and_s
     assert "relay (eu) answers" in left.run("netcheck")
 
 
+def test_the_controller_tells_who_uses_the_relay_and_what_it_passed_on(agents: RelayedAgents) -> None:
+    agents.reach()
+    wardmesh = agents.controller.wardmesh
+
+    def told() -> bool:
+        found = json.loads(wardmesh("relay", "show", "relay", "--json"))
+        named = {(pair["source"], pair["destination"]) for pair in found["pairs"] if pair["bytes"]}
+        assert named == {("left", "right"), ("right", "left")}, found
+        assert [user["name"] for user in found["users"]] == ["left", "right"], found
+        return True
+
+    eventually(told, 90, what="what the relay counted, and what both hosts say of it", interval=1)
+    assert "megabytes a second" in wardmesh("relay", "show", "relay")
+    (seen,) = json.loads(wardmesh("path", "netcheck", "--node", "left", "--json"))
+    assert seen["netcheck"]["nat"] == "endpoint-dependent"
+    assert {each["kind"] for each in seen["netcheck"]["candidates"]} == {"host", "nat", "relay"}
+    assert "endpoint-dependent" in wardmesh("path", "netcheck")
+
+
 def test_what_is_relayed_wakes_no_process_on_either_host_or_the_relay(agents: RelayedAgents) -> None:
     agents.reach()
     before, packets = {name: wakeups(agent) for name, agent in agents.all.items()}, passed_on(agents.relay)
