@@ -57,6 +57,8 @@ _GOODBYE: Final = 3.0  # seconds for the agents' streams to take their Bye
 _FINISH: Final = 5  # seconds for requests to end
 _BACKLOG: Final = 2048  # agents that come back all at once
 _WS_FRAME: Final = 256 * 1024  # bytes; agents send reports, never maps
+_PING_EVERY: Final = 20.0  # seconds between pings of a stream
+_PING_WITHIN: Final = 20.0  # seconds for an agent to answer one
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,8 @@ def _config(settings: Settings, context: Context, tls: ServerTls) -> uvicorn.Con
         http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=_WS_FRAME,
+        ws_ping_interval=_PING_EVERY,
+        ws_ping_timeout=_PING_WITHIN,
         ws_per_message_deflate=False,  # a client that asks for it would cost more memory than everything else of it
         lifespan="off",
         log_config=None,

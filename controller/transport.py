@@ -87,6 +87,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.request.headers.clear()
         self.response.headers.clear()
 
+    def keepalive_timeout(self) -> None:
+        """Called when a ping was not answered in time."""
+        super().keepalive_timeout()
+        # Whoever stopped reading does not read what is left either: to wait for that keeps its memory for another 30 s.
+        self.transport.abort()
+
     def handle_connect(self, event: Any) -> None:
         """Called for the opening handshake; the superclass has made the scope, its task has not run yet."""
         super().handle_connect(event)

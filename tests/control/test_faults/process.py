@@ -6,13 +6,14 @@ and to start one costs no imports.
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import multiprocessing
 import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -35,12 +36,16 @@ _START_WITHIN = 60.0  # seconds
 
 
 class Controller:
-    """One controller's place: its settings and port, whoever runs there. `token` is an admin's."""
+    """One controller's place: its settings and port, whoever runs there. `token` is an admin's.
 
-    def __init__(self, settings: Settings, log: Path) -> None:
+    `constants`: values of modules, by their full names, that are others in its process.
+    """
+
+    def __init__(self, settings: Settings, log: Path, constants: Mapping[str, float] | None = None) -> None:
         # No limits: a host that comes back at once after each of many faults is meant to.
         self.settings = replace(settings, listen=Listen("127.0.0.1", free_port()), client_rate=0, stream_rate=0)
         self.log = log
+        self.constants = dict(constants or {})
         self.token = ""
         self.up = asyncio.Event()
         self._process: multiprocessing.process.BaseProcess | None = None
@@ -49,6 +54,13 @@ class Controller:
     def authority(self) -> CertificateAuthority:
         state = self.settings.state_dir
         return CertificateAuthority.load((state / "ca.pem").read_bytes(), (state / "ca.key").read_bytes())
+
+    @property
+    def pid(self) -> int:
+        """The process that runs."""
+        assert self._process is not None
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def port(self) -> int:
@@ -62,7 +74,7 @@ class Controller:
     async def try_start(self) -> str | None:
         """Start it; why it did not start, or None when it serves."""
         ours, theirs = _FORKS.Pipe()
-        process = _FORKS.Process(target=_serve, args=(self.settings, theirs, self.log), daemon=True)
+        process = _FORKS.Process(target=_serve, args=(self.settings, theirs, self.log, self.constants), daemon=True)
         process.start()
         theirs.close()
         self._process = process
@@ -106,9 +118,11 @@ class Controller:
 
 
 @asynccontextmanager
-async def started(settings: Settings, log: Path) -> AsyncIterator[Controller]:
+async def started(
+    settings: Settings, log: Path, constants: Mapping[str, float] | None = None
+) -> AsyncIterator[Controller]:
     """A controller that serves; it is killed in the end."""
-    controller = Controller(settings, log)
+    controller = Controller(settings, log, constants)
     try:
         await controller.start()
         yield controller
@@ -131,7 +145,10 @@ def _hear(pipe: Connection) -> tuple[str | None, str | None]:
     return error, token
 
 
-def _serve(settings: Settings, pipe: Connection, log: Path) -> None:
+def _serve(settings: Settings, pipe: Connection, log: Path, constants: Mapping[str, float]) -> None:
+    for name, value in constants.items():
+        module, _, constant = name.rpartition(".")
+        setattr(importlib.import_module(module), constant, value)
     logging.basicConfig(filename=log, level=logging.INFO, force=True)
     os.umask(0o077)
 
