@@ -27,6 +27,7 @@ from controller.mesh.connection import Connection
 from controller.problems import Kind, Refused
 from controller.store.engine import StoreError
 from controller.turnstile import Place
+from controller.wire.base import Revision
 from controller.wire.netmap import NodeId
 from controller.wire.stream import (
     PROTOCOL,
@@ -37,6 +38,7 @@ from controller.wire.stream import (
     Bye,
     Calls,
     ControllerFrame,
+    DeltaFrame,
     Denials,
     Drift,
     Hello,
@@ -45,6 +47,7 @@ from controller.wire.stream import (
     Recorded,
     Report,
     Serving,
+    Snapshot,
     agent_frame,
 )
 
@@ -224,7 +227,7 @@ class _Session:
             except _BadFrameError as error:
                 return _protocol(error)
             if isinstance(frame, Applied):
-                self._hub.applied(connection, frame)
+                self._applied(connection, frame)
             elif isinstance(frame, Denials | Answer | Serving | Paths):
                 self._note(frame)
             elif isinstance(frame, Drift):
@@ -303,7 +306,29 @@ class _Session:
             raise _BadFrameError(f"the frame cannot be read: {where}: {fault['msg']}") from error
 
     async def _send(self, frame: ControllerFrame) -> None:
-        await self._websocket.send_text(frame.model_dump_json())
+        if isinstance(frame, Snapshot):
+            await self._send_map("stream.snapshot", frame, frame.netmap.revision)
+        elif isinstance(frame, DeltaFrame):
+            await self._send_map("stream.delta", frame, frame.delta.revision)
+        else:
+            await self._websocket.send_text(frame.model_dump_json())
+
+    async def _send_map(self, name: str, frame: Snapshot | DeltaFrame, revision: Revision) -> None:
+        with self._context.tracing.span(name) as span:
+            text = frame.model_dump_json()
+            span.note("wardmesh.node", self._node_id)
+            span.note("wardmesh.revision", revision)
+            span.note("wardmesh.characters", len(text))
+            await self._websocket.send_text(text)
+
+    def _applied(self, connection: Connection, frame: Applied) -> None:
+        with self._context.tracing.span("stream.applied") as span:
+            span.note("wardmesh.node", self._node_id)
+            span.note("wardmesh.revision", frame.revision)
+            span.note("wardmesh.outcome", "in force" if frame.error is None else "error")  # what error, the host wrote
+            lag = self._hub.here(self._node_id).lag(self._hub.clock())
+            span.note("wardmesh.lag_ms", round((lag or 0.0) * 1000))
+            self._hub.applied(connection, frame)
 
 
 def _protocol(error: _BadFrameError) -> Bye:

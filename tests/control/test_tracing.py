@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -18,7 +19,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from controller.server import running
 from controller.settings import Settings, SettingsError
 from controller.wire.enrol import JoinString
+from controller.wire.stream import Applied
 
+from .hosts import Host, new_key
+from .streams import agent, node_id, patch, seen
 from .support import Client, MovableClock
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -111,6 +115,36 @@ async def test_a_request_is_a_span_of_its_callers_trace_with_its_transaction_and
     (resource,) = (resource.resource for export in collector.exports[:1] for resource in export.resource_spans)
     assert {"service.name", "service.version"} <= {each.key for each in resource.attributes}
     assert collector.paths == {"/v1/traces"}
+
+
+async def test_what_a_host_is_told_and_what_it_has_in_force_are_spans_with_its_node_and_revision(
+    settings: Settings, clock: MovableClock, collector: Collector, tmp_path: Path
+) -> None:
+    async with (
+        running(replace(settings, traces=collector.url), clock) as controller,
+        Client(controller, token=controller.first_token) as admin,
+    ):
+        host = Host("host")
+        await host.enrol(admin, await new_key(admin))
+        async with agent(controller, host, tmp_path) as there:
+            await there.hello()
+            await patch(admin, host, name="renamed")
+            netmap = await there.take_until(lambda netmap: netmap.node.name == "renamed")
+            await there.say(Applied(revision=netmap.revision, error="written-by-a-host"))
+            await seen(admin, host, lambda node: node["error"] is not None)
+            clock.advance(seconds=100)
+            await there.say(Applied(revision=netmap.revision))
+            await seen(admin, host, lambda node: not node["behind"])
+    snapshot, delta = (attributes(collector.named(f"stream.{name}")) for name in ("snapshot", "delta"))
+    failed, applied = (attributes(span) for span in collector.spans if span.name == "stream.applied")
+    whose = {"wardmesh.node": node_id(host), "wardmesh.revision": netmap.revision}
+    assert 0 < int(delta.pop("wardmesh.characters")) < int(snapshot.pop("wardmesh.characters"))
+    assert snapshot["wardmesh.node"] == node_id(host)
+    assert delta == whose
+    assert (failed.pop("wardmesh.outcome"), applied.pop("wardmesh.outcome")) == ("error", "in force")
+    assert int(failed.pop("wardmesh.lag_ms")) < 100_000 <= int(applied.pop("wardmesh.lag_ms"))
+    assert failed == applied == whose
+    assert not any(b"written-by-a-host" in body for body in collector.bodies)
 
 
 async def test_no_secret_and_nothing_that_a_caller_wrote_is_in_a_span(
