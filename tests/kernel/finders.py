@@ -125,9 +125,10 @@ class Finder(OnHost):
         self.member = Member(number)
         self.relays: tuple[Member, ...] = ()
         self.map: Netmap | None = None
-        self.call(lambda: self._open(server, stun_port))
+        self._stun = (server, stun_port)
+        self.call(self._open)
 
-    async def _open(self, server: str, stun_port: int) -> None:
+    async def _open(self) -> None:
         self.stack = ExitStack()
         self.own = self.stack.enter_context(OwnAddresses())
         sock = self.stack.enter_context(ProbeSocket(PORT))
@@ -135,7 +136,7 @@ class Finder(OnHost):
             sock,
             self.own,
             MESH,
-            stun=(server, stun_port),
+            stun=self._stun,
             candidates=self._candidates,
             mapping=PortMapping(PORT, bytes([self.member.number] * 12)),
         )
@@ -234,16 +235,28 @@ class Finder(OnHost):
         peer = self.call(self.reconciler.observe).peers.get(other.member.public_key)
         return peer is not None and peer.last_handshake > 0
 
-    def end(self) -> None:
-        async def close() -> None:
-            for task in self.tasks:
-                task.cancel()
-            await asyncio.wait(self.tasks)
-            await self.reconciler.remove()
-            await self.reconciler.close()
-            self.stack.close()
+    def restart(self, *, reboot: bool = False) -> None:
+        """As when its agentd starts anew; with `reboot`, on a kernel that has forgotten everything."""
+        assert self.map is not None
 
-        self.call(close)
+        async def anew() -> None:
+            await self._close(remove=reboot)
+            await self._open()
+
+        self.call(anew)
+        self._follow(self.map)
+
+    async def _close(self, *, remove: bool) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+        if remove:
+            await self.reconciler.remove()
+        await self.reconciler.close()
+        self.stack.close()
+
+    def end(self) -> None:
+        self.call(lambda: self._close(remove=True))
         super().end()
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from tests.kernel.finders import Finder
 from tests.kernel.nodes import listening
 
-__all__ = ["PER_SECOND", "join", "look_again", "part", "stream", "transfer"]
+__all__ = ["PER_SECOND", "join", "look_again", "part", "places", "stream", "transfer"]
 
 PER_SECOND = 100  # datagrams of a stream
 # Nothing passes from one to the other but by way of a third.
@@ -80,6 +80,26 @@ def stream(source: Finder, target: Finder, seconds: float) -> Iterator[list[int]
         yield arrived
         for thread in threads:
             thread.join()
+
+
+@contextmanager
+def places(one: Finder, other: Finder) -> Iterator[list[str]]:
+    """Where the one looks for the other, each time that it is somewhere else."""
+    seen: list[str] = []
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(0.02):
+            if seen[-1:] != [one.endpoint(other)]:
+                seen.append(one.endpoint(other))
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from tests.kernel.finders import Finder, finders
-from tests.kernel.parting import join, look_again, part, stream, transfer
+from tests.kernel.parting import join, look_again, part, places, stream, transfer
 from tests.lab import eventually
 
 
@@ -42,6 +42,12 @@ def joined(hosts: list[Finder]) -> list[Finder]:
     return hosts
 
 
+def relay_between(one: Finder, other: Finder, relays: list[Finder]) -> Finder:
+    """The relay by way of which the one reaches the other."""
+    used = one.prober.relay_of(one.endpoint(other))
+    return next(relay for relay in relays if relay.member.name == used)
+
+
 def test_paths_by_way_of_a_relay_go_on_to_a_direct_one_without_losing_a_stream(parted: list[Finder]) -> None:
     one, other = parted[:2]
     with transfer(one, other) as came, stream(one, other, 4) as arrived:
@@ -69,10 +75,29 @@ def test_paths_that_die_without_a_sign_are_left_for_a_relay_within_seconds_of_tr
         eventually(lambda: came() > before + 100_000, 20, what="the rest of it by way of a relay")
 
 
+def test_paths_by_way_of_a_relay_go_on_while_its_agentd_starts_anew(parted: list[Finder]) -> None:
+    one, other, *relays = parted
+    with places(one, other) as seen, stream(one, other, 2) as arrived:
+        relay_between(one, other, relays).restart()
+    assert len(set(arrived)) >= 0.99 * 200
+    assert len(seen) <= 2
+
+
+def test_paths_by_way_of_a_relay_that_boots_anew_go_on_without_going_to_and_fro(parted: list[Finder]) -> None:
+    """It answers questions again before anybody misses it, but has forgotten all keys: traffic alone tells."""
+    one, other, *relays = parted
+    with places(one, other) as seen, transfer(one, other) as came:
+        eventually(lambda: came() > 100_000, 20, what="some of it by way of the relay")
+        relay_between(one, other, relays).restart(reboot=True)
+        before = came()
+        eventually(lambda: came() > before + 500_000, 30, what="the rest of it")
+    assert len(seen) <= 3
+
+
 def test_paths_by_way_of_a_relay_that_is_lost_go_on_by_the_spare(parted: list[Finder]) -> None:
     one, other, *relays = parted
-    used = one.prober.relay_of(one.endpoint(other))
-    lost = next(relay for relay in relays if relay.member.name == used)
+    lost = relay_between(one, other, relays)
+    used = lost.member.name
     lost.host.run("ip", "link", "set", "eth0", "down")
     eventually(lambda: one.prober.relay_of(one.endpoint(other)) not in {used, None}, 30, what="the spare")
     eventually(lambda: one.reaches(other), 30, what="a ping by way of the spare")
