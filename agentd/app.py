@@ -37,6 +37,7 @@ from .local_api import (
 )
 from .local_client import NotRunningError, ask
 from .model import KernelError
+from .own_daemon import ask_daemon
 from .path_messages import Netcheck, NetcheckRequest, Paths, PathsRequest
 
 __all__ = ["app", "run_command"]
@@ -205,13 +206,10 @@ def status(
     """Show how this host is: controller, map, tunnel, firewall, peers. Exit code 1 when something is wrong."""
     config: Config = context.obj.load()
     if diff:
-        operations = ask(config.socket, DiffRequest(), Diff)
+        operations = ask_daemon(config, DiffRequest(), Diff)
         typer.echo(operations.model_dump_json(indent=2) if json else late.show.diff(operations))
         return
-    try:
-        answer = ask(config.socket, StatusRequest(), Status)
-    except NotRunningError as error:
-        raise NotRunningError(f"{error}{_joined(config)}") from None
+    answer = ask_daemon(config, StatusRequest(), Status)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
@@ -220,23 +218,12 @@ def status(
         raise typer.Exit(1)
 
 
-def _joined(config: Config) -> str:
-    """What the state directory says, for who may read it."""
-    try:
-        node = late.state.StateDir(config.state_dir).node()
-    except AgentError:
-        return ""
-    return (
-        f"; this host is {node.name!r} in the mesh {node.mesh.name!r}" if node else "; this host has not joined a mesh"
-    )
-
-
 @app.command(epilog=_examples("agentd peers", "agentd peers --json"))
 def peers(
     context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
     """List the peers that policy lets this host talk to, with what the tunnel knows of each."""
-    answer = ask(context.obj.load().socket, PeersRequest(), Peers)
+    answer = ask_daemon(context.obj.load(), PeersRequest(), Peers)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
@@ -248,7 +235,7 @@ def paths(
     context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
     """List the ways to each peer: its endpoints, which of them answer and how fast, and the one in use."""
-    answer = ask(context.obj.load().socket, PathsRequest(), Paths)
+    answer = ask_daemon(context.obj.load(), PathsRequest(), Paths)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
@@ -268,7 +255,7 @@ def ping(
     """Ask a peer's agentd by the way that WireGuard uses now, whatever policy allows inside the tunnel: path, round
     trip time, loss. Exit code 1 when nothing was answered.
     """
-    if not late.pinging.ping(context.obj.load().socket, peer, count=count, interval=interval, json=json):
+    if not late.pinging.ping(context.obj.load(), peer, count=count, interval=interval, json=json):
         raise typer.Exit(1)
 
 
@@ -277,7 +264,7 @@ def netcheck(
     context: typer.Context, json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
     """Tell from where this host is seen, by which kind of NAT, and whether UDP reaches the controller."""
-    answer = ask(context.obj.load().socket, NetcheckRequest(), Netcheck)
+    answer = ask_daemon(context.obj.load(), NetcheckRequest(), Netcheck)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
@@ -295,7 +282,7 @@ def whois(
         request = WhoisRequest(address=address)
     except ValueError:
         raise typer.BadParameter(f"{address!r} is not an IP address: write it like 192.0.2.1 or 2001:db8::1") from None
-    answer = ask(context.obj.load().socket, request, Identity)
+    answer = ask_daemon(context.obj.load(), request, Identity)
     if json:
         typer.echo(answer.model_dump_json(indent=2))
     else:
@@ -310,13 +297,13 @@ def denied(
 ) -> None:
     """List the flows that this host denied in the last hour, by minute; `agentd status` has the exact counts."""
     config: Config = context.obj.load()
-    answer = ask(config.socket, DeniedRequest(), Denied)
+    answer = ask_daemon(config, DeniedRequest(), Denied)
     if not follow:
         typer.echo(answer.model_dump_json(indent=2) if json else late.show.denied(answer.denied))
         return
     while True:
         time.sleep(_FOLLOW_EVERY)
-        before, answer = set(answer.denied), ask(config.socket, DeniedRequest(), Denied)
+        before, answer = set(answer.denied), ask_daemon(config, DeniedRequest(), Denied)
         for denial in answer.denied:
             if denial not in before:
                 typer.echo(denial.model_dump_json() if json else late.show.denial(denial))
@@ -332,7 +319,7 @@ def denied(
 )
 def ca(context: typer.Context) -> None:
     """Print the mesh's CA certificate, for clients that call services over https."""
-    status = ask(context.obj.load().socket, StatusRequest(), Status)
+    status = ask_daemon(context.obj.load(), StatusRequest(), Status)
     if not status.ca:
         raise AgentError("no map with the CA has come from the controller yet: look at `agentd status`")
     typer.echo(status.ca, nl=False)
@@ -348,7 +335,7 @@ def write_names(context: typer.Context) -> None:
 @app.command("rotate-key", epilog=_examples("sudo agentd rotate-key"))
 def rotate_key(context: typer.Context) -> None:
     """Replace this host's WireGuard key; peers learn the new one from the controller."""
-    answer = ask(context.obj.load().socket, RotateKeyRequest(), Rotated)
+    answer = ask_daemon(context.obj.load(), RotateKeyRequest(), Rotated)
     typer.echo(f"the public key is now {answer.public_key}")
 
 

@@ -1,5 +1,6 @@
 """What the daemon answers about paths: `agentd paths`, `agentd ping`. Changes nothing."""
 
+import difflib
 import ipaddress
 from collections.abc import Iterable, Sequence
 
@@ -84,7 +85,16 @@ def _find(netmap: Netmap | None, listed: Sequence[PeerStatus], text: str) -> Pee
                     "which needs a grant for icmp"
                 )
             return peer
-    raise AgentError(f"{text} is nobody that this host may talk to: look at `agentd peers`")
+    raise AgentError(f"{text} is nobody that this host may talk to: {_remedy(netmap, listed, name)}")
+
+
+def _remedy(netmap: Netmap, listed: Sequence[PeerStatus], name: str) -> str:
+    if name in netmap.names or name.removeprefix("svc:") in netmap.names:
+        return "it is a service, whose holder is asked by its own name; `agentd status` has the services' addresses"
+    if not listed:
+        return "no grant of the policy lets it talk to anybody"
+    near = difflib.get_close_matches(name, [peer.name for peer in listed], n=1)
+    return f"did you mean {near[0]!r}?" if near else "look at `agentd peers`"
 
 
 def _address(text: str) -> str | None:

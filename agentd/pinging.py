@@ -1,7 +1,6 @@
 """`agentd ping`: asks the daemon to ask a peer, again and again, and prints what it said."""
 
 import time
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Final
 
@@ -10,7 +9,8 @@ from pydantic import Field
 
 from controller.wire.base import Message, NodeName
 
-from .local_client import ask
+from .config import Config
+from .own_daemon import ask_daemon
 from .path_messages import PingRequest, Pong
 
 __all__ = ["ping"]
@@ -32,23 +32,36 @@ class _Summary(Message):
     pongs: tuple[Pong, ...]
 
 
-def ping(socket: Path, peer: str, *, count: int, interval: float, json: bool) -> bool:
-    """True when at least one question was answered. Raises AgentError."""
+def ping(config: Config, peer: str, *, count: int, interval: float, json: bool) -> bool:
+    """True when at least one question was answered. Raises AgentError, typer.BadParameter.
+
+    An interruption ends it with the totals so far, and is raised again.
+    """
+    try:
+        request = PingRequest(peer=peer, timeout=_PATIENCE)
+    except ValueError:
+        raise typer.BadParameter(f"{peer[:40]!r} is nobody's name: give one of 1 to 300 characters") from None
     pongs: list[Pong] = []
-    for number in range(count):
-        started = time.monotonic()
-        pongs.append(ask(socket, PingRequest(peer=peer, timeout=_PATIENCE), Pong))
-        if not json:
-            typer.echo(_line(pongs[-1]))
-        if number < count - 1:
-            # The interval that was asked for, whatever the answer took; this process has nothing else to do.
-            time.sleep(max(0.0, started + interval - time.monotonic()))
+    try:
+        for number in range(count):
+            started = time.monotonic()
+            pongs.append(ask_daemon(config, request, Pong))
+            if not json:
+                typer.echo(_line(pongs[-1]))
+            if number < count - 1:
+                # The interval that was asked for, whatever the answer took; this process has nothing else to do.
+                time.sleep(max(0.0, started + interval - time.monotonic()))
+    except KeyboardInterrupt:
+        if pongs:
+            _conclude(_summarised(pongs), json=json)
+        raise
     summary = _summarised(pongs)
-    if json:
-        typer.echo(summary.model_dump_json(indent=2))
-    else:
-        typer.echo(_totals(summary))
+    _conclude(summary, json=json)
     return summary.received > 0
+
+
+def _conclude(summary: _Summary, *, json: bool) -> None:
+    typer.echo(summary.model_dump_json(indent=2) if json else _totals(summary))
 
 
 def _summarised(pongs: list[Pong]) -> _Summary:

@@ -77,7 +77,8 @@ def netcheck(answer: Netcheck) -> None:
     table.add_row("router's port", _port(answer.mapping))
     if answer.remembered is not None:
         table.add_row("remembered", f"a silent flow, for {answer.remembered:.0f} s at least")
-    table.add_row("seen at", " ".join(answer.reflexive) or "its own endpoints, or not known")
+    unseen = "not known" if answer.nat == "unknown" else "its own endpoints"
+    table.add_row("seen at", " ".join(answer.reflexive) or unseen)
     table.add_row("own endpoints", " ".join(answer.candidates) or "-")
     for server in answer.servers:
         said = f"sees {server.mapped} in {_milliseconds(server.rtt)}" if server.mapped else "does not answer"

@@ -18,7 +18,7 @@ from controller.wire.enrol import JoinString
 from tests.lab import eventually
 
 AGENTD = Path(sys.executable).parent / "agentd"
-COMMANDS = ("join", "run", "status", "peers", "whois", "rotate-key", "leave")
+COMMANDS = ("join", "run", "status", "peers", "whois", "paths", "ping", "netcheck", "denied", "rotate-key", "leave")
 
 
 def agentd(*arguments: str | Path, stdin: str = "", directory: Path) -> subprocess.CompletedProcess[str]:
@@ -48,6 +48,11 @@ def test_the_version_is_printed(tmp_path: Path) -> None:
         ("join",),
         ("leave", "now"),
         ("run", "--workers", "2"),
+        ("ping",),
+        ("ping", ""),
+        ("ping", "x" * 400),
+        ("ping", "db-1", "--count", "0"),
+        ("netcheck", "db-1"),
     ],
 )
 def test_wrong_usage_is_2_and_points_to_the_help(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -68,6 +73,9 @@ def test_wrong_usage_is_2_and_points_to_the_help(arguments: tuple[str, ...], tmp
         (("status",), "", "agentd is not running"),
         (("peers",), "", "agentd is not running"),
         (("whois", "192.0.2.1"), "", "agentd is not running"),
+        (("paths", "--json"), "", "this host has not joined a mesh, so `agentd join` comes first"),
+        (("netcheck", "--json"), "", "this host has not joined a mesh, so `agentd join` comes first"),
+        (("ping", "db-1"), "", "this host has not joined a mesh, so `agentd join` comes first"),
         (("leave",), "", "has not joined"),
     ],
 )

@@ -52,6 +52,18 @@ def test_agents_behind_symmetric_nats_find_the_relay_that_the_policy_names_and_s
     assert "relay (eu) answers" in left.run("netcheck")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rihgt", "rihgt is nobody that this host may talk to: did you mean 'right'?"),
+        ("192.0.2.200", "192.0.2.200 is nobody that this host may talk to: look at `agentd peers`"),
+        ("left", "left is this host itself"),
+    ],
+)
+def test_a_ping_to_a_wrong_name_says_what_is_wrong_with_it(agents: RelayedAgents, name: str, said: str) -> None:
+    assert said in agents.left.complaint("ping", name)
+
+
 def test_the_controller_tells_who_uses_the_relay_and_what_it_passed_on(agents: RelayedAgents) -> None:
     agents.reach()
     wardmesh = agents.controller.wardmesh

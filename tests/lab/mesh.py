@@ -106,6 +106,12 @@ class Agent:
         """Run an `agentd` command on this host; returns what it printed."""
         return self.host.run(*_agentd(self.state_dir, self.config), *arguments, check=check).stdout
 
+    def complaint(self, *arguments: str) -> str:
+        """What an `agentd` command that fails prints to standard error."""
+        done = self.host.run(*_agentd(self.state_dir, self.config), *arguments, check=False)
+        assert done.returncode == 1, done
+        return done.stderr
+
     def status(self) -> dict[str, Any]:
         """`agentd status --json`, whatever its exit code says."""
         status: dict[str, Any] = json.loads(self.run("status", "--json", check=False))
