@@ -71,8 +71,8 @@ def _spelled_out(names: Iterable[str]) -> Iterable[str]:
 
 def enter(unit: Unit, state: Path, uid: int) -> None:
     """The unit's view of the file system, in a mount namespace of its own. `state` becomes its StateDirectory=."""
-    _check("unshare", CLONE_NEWNS)
-    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    check("unshare", CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
     opened = os.open(state, os.O_PATH | os.O_DIRECTORY)  # PrivateTmp= may hide its path
     if unit.on("ProtectHome"):
         _hide(0o755, "/root", "/home", "/run/user")
@@ -80,20 +80,20 @@ def enter(unit: Unit, state: Path, uid: int) -> None:
         _hide(0o1777, "/tmp", "/var/tmp")
     writable = ["/dev", "/tmp", "/var/tmp"]
     (name,) = unit.words("StateDirectory")
-    _mount("tmpfs", "/var/lib", "tmpfs", MS_NOSUID_NODEV)
+    mount("tmpfs", "/var/lib", "tmpfs", MS_NOSUID_NODEV)
     home = Path("/var/lib", name)
     home.mkdir()
-    _mount(f"/proc/self/fd/{opened}", str(home), None, MS_BIND)
+    mount(f"/proc/self/fd/{opened}", str(home), None, MS_BIND)
     _give(home, uid, unit.text("StateDirectoryMode"))
     writable.append(str(home))
     for name in unit.words("RuntimeDirectory"):
         path = Path("/run", name)
         path.mkdir(exist_ok=True)
         _give(path, uid, unit.text("RuntimeDirectoryMode"))
-        _mount(str(path), str(path), None, MS_BIND)
+        mount(str(path), str(path), None, MS_BIND)
         writable.append(str(path))
     if unit.text("ProcSubset") == "pid":
-        _mount("proc", "/proc", "proc", MS_NOSUID_NODEV, f"hidepid={unit.text('ProtectProc') or '0'},subset=pid")
+        mount("proc", "/proc", "proc", MS_NOSUID_NODEV, f"hidepid={unit.text('ProtectProc') or '0'},subset=pid")
     if unit.text("ProtectSystem") == "strict":
         _set_read_only("/", AT_RECURSIVE, on=True)
         for path in writable:
@@ -105,11 +105,11 @@ def _hide(mode: int, *places: str) -> None:
     needed = {Path(sys.base_prefix).resolve(), CHECKOUT, Path(sys.prefix).resolve()}
     for place in filter(Path.is_dir, map(Path, places)):
         kept = {path: os.open(path, os.O_PATH) for path in needed if path.is_relative_to(place)}
-        _mount("tmpfs", str(place), "tmpfs", MS_NOSUID_NODEV)
+        mount("tmpfs", str(place), "tmpfs", MS_NOSUID_NODEV)
         place.chmod(mode)
         for path, descriptor in kept.items():
             path.mkdir(parents=True, exist_ok=True)
-            _mount(f"/proc/self/fd/{descriptor}", str(path), None, MS_BIND)
+            mount(f"/proc/self/fd/{descriptor}", str(path), None, MS_BIND)
 
 
 def _give(path: Path, uid: int, mode: str) -> None:
@@ -184,17 +184,17 @@ def _errno(code: int) -> int:
     return 0x00050000 | code
 
 
-def _mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
-    _check("mount", source.encode(), target.encode(), kind and kind.encode(), flags, data.encode() or None)
+def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
+    check("mount", source.encode(), target.encode(), kind and kind.encode(), flags, data.encode() or None)
 
 
 def _set_read_only(path: str, flags: int, *, on: bool) -> None:
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
     attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY if on else 0, 0 if on else MOUNT_ATTR_RDONLY, 0, 0)
-    _check("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, ctypes.sizeof(attributes))
+    check("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, ctypes.sizeof(attributes))
 
 
-def _check(function: str, *arguments: object) -> None:
+def check(function: str, *arguments: object) -> None:
     if getattr(_libc, function)(*arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), f"{function}{arguments}")
