@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
+
 from agentd.apply import Applier
 from agentd.asked import Asked
 from agentd.background import running as while_open
@@ -77,7 +79,7 @@ async def until(condition: Callable[[], object], seconds: float = 20) -> None:
             await asyncio.sleep(0.01)
 
 
-async def joined(admin: Client, directory: Path, name: str) -> StateDir:
+async def joined(admin: httpx.AsyncClient, directory: Path, name: str) -> StateDir:
     answer = await admin.post("/enrolment-keys", json={})
     text = EnrolmentKeyCreated.model_validate_json(answer.content).join
     state = StateDir(directory / name)
@@ -110,7 +112,7 @@ async def connected(state: StateDir) -> AsyncIterator[Agent]:
         yield Agent(state, kernel, applier, control, telling, endpoints, denied)
 
 
-async def allow_all(admin: Client) -> None:
+async def allow_all(admin: httpx.AsyncClient) -> None:
     etag = (await admin.get("/policy")).headers["etag"]
     answer = await admin.put("/policy", json={"text": ALLOW_ALL}, headers={"If-Match": etag})
     assert answer.is_success, answer.text

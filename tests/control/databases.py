@@ -97,7 +97,15 @@ def _give_to_server_user(home: Path) -> pwd.struct_passwd | None:
 
 
 def _run(arguments: list[str | Path], home: Path, user: pwd.struct_passwd | None) -> None:
-    become = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
-    done = subprocess.run(arguments, check=False, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **become)
+    done = subprocess.run(
+        arguments,
+        check=False,
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        user=user.pw_uid if user else None,
+        group=user.pw_gid if user else None,
+        extra_groups=[] if user else None,
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{arguments[0]} failed: {done.stderr.decode(errors='replace')}")

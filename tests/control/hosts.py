@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from controller.server import Running
 from controller.wire.enrol import EnrolResponse, JoinString
+from controller.wire.netmap import Netmap
 
 from .support import Client, trust
 
@@ -29,7 +30,17 @@ class Host:
         self.name = name
         self.public_key = wireguard_key()
         self.identity = ec.generate_private_key(ec.SECP256R1())
-        self.enrolled: EnrolResponse | None = None
+        self._enrolled: EnrolResponse | None = None
+
+    @property
+    def enrolled(self) -> EnrolResponse:
+        """What the controller answered when it joined, which it must have done."""
+        assert self._enrolled is not None, f"{self.name} has not joined"
+        return self._enrolled
+
+    @enrolled.setter
+    def enrolled(self, answer: EnrolResponse) -> None:
+        self._enrolled = answer
 
     @property
     def csr(self) -> str:
@@ -53,7 +64,6 @@ class Host:
 
     def presenting(self, context: ssl.SSLContext, directory: Path) -> ssl.SSLContext:
         """The same context, that presents the node's certificate."""
-        assert self.enrolled is not None
         path = directory / f"{self.name}.pem"
         key = self.identity.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -61,6 +71,13 @@ class Host:
         path.write_bytes(self.enrolled.certificate.encode() + key)
         context.load_cert_chain(path)
         return context
+
+
+def map_of(controller: Running, node_id: str) -> Netmap:
+    """The map that a node is to have now."""
+    found = controller.context.hub.netmap(node_id)
+    assert found is not None, f"{node_id} is no node"
+    return found
 
 
 def make_csr(key: Any) -> str:

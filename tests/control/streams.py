@@ -98,7 +98,6 @@ async def agent(
 
 
 def node_id(host: Host) -> str:
-    assert host.enrolled is not None
     return host.enrolled.node_id
 
 

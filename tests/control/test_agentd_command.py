@@ -116,7 +116,7 @@ def silent_server() -> Iterator[tuple[int, threading.Event]]:
 def test_an_interrupted_join_is_130_without_a_traceback(tmp_path: Path) -> None:
     with silent_server() as (port, accepted):
         text = JoinString(url=f"https://127.0.0.1:{port}", ca="0" * 64, key="wmk_x").encode()
-        command = [AGENTD, "--state-dir", tmp_path / "state", "join", "-"]
+        command: list[str | Path] = [AGENTD, "--state-dir", tmp_path / "state", "join", "-"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None
             process.stdin.write(text)
@@ -131,7 +131,7 @@ def test_an_interrupted_join_is_130_without_a_traceback(tmp_path: Path) -> None:
 
 def test_a_join_string_that_is_typed_is_not_shown(tmp_path: Path) -> None:
     master, slave = pty.openpty()
-    command = [AGENTD, "--state-dir", tmp_path / "state", "join"]
+    command: list[str | Path] = [AGENTD, "--state-dir", tmp_path / "state", "join"]
     # In a session of its own, because a password prompt prefers the controlling terminal.
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)

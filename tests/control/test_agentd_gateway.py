@@ -16,6 +16,7 @@ from agentd.config import Config
 from agentd.errors import AgentError
 from agentd.gateway_process import GatewayProcess, gateway_user
 from controller.wire.mcp import HttpUpstream
+from controller.wire.netmap import Netmap
 from tests.gateway.agent import HELD, Agent, netmap, refused_at
 from tests.gateway.harness import Lab, free_port, soon, tool
 from tests.lab.revealed import revealed
@@ -77,7 +78,7 @@ async def daemon(directory: Path) -> AsyncIterator[Daemon]:
         yield made
 
 
-def some_map(port: int = 0, **more: object) -> object:
+def some_map(port: int = 0, **more: Any) -> Netmap:
     return netmap(port or free_port(), HttpUpstream(url="http://127.0.0.1:9/mcp"), **more)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -21,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from agentd import https
 from agentd.config import Config
-from agentd.errors import AgentError
+from agentd.errors import AgentError, ControllerError
 from agentd.join import HostFacts, Joined, choose_name, join
 from agentd.model import HostNetwork, LocalAddress
 from agentd.state import StateDir
@@ -209,9 +210,9 @@ async def test_an_interrupted_join_is_continued_with_the_same_node(
     text = await key(admin)
     post = https.Controller.post
 
-    def lose_the_answer(*arguments: object) -> object:
+    def lose_the_answer(*arguments: Any) -> None:
         post(*arguments)
-        raise https.ControllerError("the connection broke")
+        raise ControllerError("the connection broke")
 
     monkeypatch.setattr(https.Controller, "post", lose_the_answer)
     with pytest.raises(AgentError, match="the connection broke"):

@@ -209,8 +209,8 @@ class TestIdempotency:
         ],
     )
     async def test_a_repeated_post_happens_once(self, admin: Client, path: str, body: dict[str, Any]) -> None:
-        send = {"json": body, "headers": {"idempotency-key": "k1"}}
-        first, *rest = await asyncio.gather(*(admin.post(path, **send) for _ in range(5)))
+        once = {"idempotency-key": "k1"}
+        first, *rest = await asyncio.gather(*(admin.post(path, json=body, headers=once) for _ in range(5)))
         assert {response.status_code for response in (first, *rest)} == {201}
         assert len({response.text for response in (first, *rest)}) == 1
         assert sum("idempotency-replayed" in response.headers for response in (first, *rest)) == 4

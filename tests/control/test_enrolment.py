@@ -16,13 +16,13 @@ from controller.identity.ca import CertificateAuthority
 from controller.server import Running
 from controller.wire.enrol import JoinString
 
-from .hosts import Host, make_csr, new_key, new_node, wireguard_key
+from .hosts import Host, make_csr, map_of, new_key, new_node, wireguard_key
 from .support import Client, MovableClock
 
 
 def problem(response: httpx.Response) -> str:
     assert response.headers["content-type"] == "application/problem+json"
-    return response.json()["type"].removeprefix("urn:wardmesh:problem:")
+    return str(response.json()["type"]).removeprefix("urn:wardmesh:problem:")
 
 
 async def test_the_join_string_pins_the_certificate_that_signed_the_servers(admin: Client, controller: Running) -> None:
@@ -42,7 +42,7 @@ async def test_a_host_becomes_a_node(admin: Client, anyone: Client, controller: 
     assert node["public_key"] == host.public_key
     assert tuple(node["addresses"]) == host.enrolled.addresses
     assert host.enrolled.mesh == controller.context.mesh
-    assert controller.context.hub.netmap(host.enrolled.node_id).node.name == "web"
+    assert map_of(controller, host.enrolled.node_id).node.name == "web"
 
 
 async def test_the_certificate_says_which_node_of_which_mesh(
@@ -146,7 +146,7 @@ async def test_a_node_that_was_deleted_may_join_again_with_a_new_key(admin: Clie
 async def test_an_unapproved_key_makes_a_node_that_waits(admin: Client, anyone: Client, controller: Running) -> None:
     host = await new_node(admin, anyone, "web", approved=False)
     assert host.enrolled.state == "pending"
-    assert controller.context.hub.netmap(host.enrolled.node_id).peers == {}
+    assert map_of(controller, host.enrolled.node_id).peers == {}
     assert (await admin.get("/status")).json()["pending"] == 1
 
 

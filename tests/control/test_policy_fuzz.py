@@ -100,7 +100,7 @@ Damage = Callable[[random.Random, str], str]
 
 def insert(chance: random.Random, text: str) -> str:
     at = chance.randint(0, len(text))
-    return text[:at] + chance.choice(PIECES) + text[at:]
+    return f"{text[:at]}{chance.choice(PIECES)}{text[at:]}"
 
 
 def cut(chance: random.Random, text: str) -> str:

@@ -39,7 +39,9 @@ class Process:
 
     @property
     def token(self) -> str:
-        return re.findall(r"wma_\S+", "\n".join(self.output))[0]
+        found = re.search(r"wma_\S+", "\n".join(self.output))
+        assert found is not None, self.output
+        return found[0]
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.running.send_signal(number)

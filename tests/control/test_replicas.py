@@ -294,7 +294,12 @@ class TestProcesses:
     ) -> None:
         snapshots: list[str] = []
         make = Connection._snapshot
-        monkeypatch.setattr(Connection, "_snapshot", lambda its: snapshots.append(its.node_id) or make(its))
+
+        def counted(its: Connection) -> Any:
+            snapshots.append(its.node_id)
+            return make(its)
+
+        monkeypatch.setattr(Connection, "_snapshot", counted)
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(postgresql())
             environment = {"WARDMESH_DATABASE_URL": url}

@@ -275,12 +275,17 @@ class TestPresence:
         async with store.read() as tables:
             a, b = [await tables.nodes.get(node.id) for node in nodes]
             assert await tables.ledger.revision() == 3
+        assert a is not None
+        assert b is not None
         assert (a.agent_version, a.backend, b.agent_version) == ("2", None, "2")
+        assert a.last_seen is not None
         assert before < a.last_seen <= clock()
         await remove_node(store, nodes[0])
         again = await add_node(store, "a")
         async with store.read() as tables:
-            assert (await tables.nodes.get(again.id)).last_seen is None
+            found = await tables.nodes.get(again.id)
+        assert found is not None
+        assert found.last_seen is None
 
 
 class TestKeys:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
@@ -81,13 +82,13 @@ class TestAddresses:
         async with store.mutation("t", Action.NODE_ENROL, "nodes") as tx:
             connection = (await tx.nodes._session.connection()).sync_connection
             event.listen(connection, "before_cursor_execute", lambda *call: statements.append(call[2]))
-            number = await tx.addresses.next_new(tx.plan.last_number)
+            last = await tx.addresses.next_new(tx.plan.last_number)
             tx.discard()
-        assert number == 1002
+        assert last == 1002
         assert len(statements) == 3
 
     async def test_are_found_by_index(self, tmp_path: Path, clock: MovableClock) -> None:
-        statements: list[tuple[str, object]] = []
+        statements: list[tuple[str, Any]] = []
         async with (
             opened(f"sqlite:///{tmp_path / 'plans.db'}", clock) as store,
             store.mutation("system", Action.MESH_CREATE, "mesh:m") as tx,

@@ -4,6 +4,7 @@ import asyncio
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from controller.audit import Action
 from controller.calls import CallBook
@@ -29,7 +30,7 @@ async def newest(store: Store, wanted: CallFilter | None = None, limit: int = 10
         return await tables.calls.page(wanted or CallFilter(), before=None, limit=limit)
 
 
-async def ids(store: Store, **wanted: object) -> list[str | None]:
+async def ids(store: Store, **wanted: Any) -> list[str | None]:
     return [entry.record.id for entry in await newest(store, CallFilter(**wanted))]
 
 
@@ -93,7 +94,9 @@ async def test_a_spool_whose_beginning_another_controller_has_misses_nothing(sto
 
 
 async def test_records_are_found_by_what_they_say(store: Store) -> None:
-    other = {"node": "n-other", "name": "other", "address": "100.88.0.3", "key": record().caller.key}
+    told = record().caller
+    assert told is not None
+    other = {"node": "n-other", "name": "other", "address": "100.88.0.3", "key": told.key}
     gap = CallRecord(event="gateway:audit:gap", time=NOON + timedelta(seconds=4), dropped=2, refused=0)
     records = [ended(1), record(2, caller=other), record(3, service="files", event="gateway:request:refused"), gap]
     records[2] = records[2].model_copy(update={"decision": None})

@@ -141,6 +141,7 @@ async def test_an_agent_that_comes_back_to_a_restarted_controller_of_the_same_ve
         answer = await back.hello(held)
         assert isinstance(answer, DeltaFrame if version == "the same" else Snapshot)
         assert back.netmap == second.context.hub.netmap(node_id(host))
+        assert back.netmap is not None
         assert set(back.netmap.peers) == {node_id(tool)}
 
 

@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from starlette.types import Receive, Scope, Send
 
 from controller.identity.ca import CertificateAuthority, node_id_of
 from controller.identity.peer_certificate import TLS13, node_id, tls_version
@@ -222,10 +223,13 @@ class TestProxies:
 
     @pytest.fixture
     def through(self, controller: Running, clock: MovableClock) -> Ask:
+        async def unused(*_message: Any) -> Any:
+            raise AssertionError("a scope is all that it looks at")
+
         async def ask(client: str, *headers: tuple[bytes, bytes], kind: str = "http") -> dict[str, object]:
             seen: dict[str, object] = {}
 
-            async def app(scope: dict[str, object], _receive: object, _send: object) -> None:
+            async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
                 seen.update(scope)
 
             middleware = ProxiedClients(
@@ -236,7 +240,7 @@ class TestProxies:
                 now=clock,
             )
             scope = {"type": kind, "client": (client, 1234), "headers": list(headers), "scheme": "https"}
-            await middleware(scope, None, None)
+            await middleware(scope, unused, unused)
             return seen
 
         return ask

@@ -44,7 +44,7 @@ class Controller:
 def running_controller(directory: Path) -> Iterator[Controller]:
     """`wardmesh-controller serve`, from its `ready` line until its graceful end."""
     url = f"https://127.0.0.1:{free_port()}"
-    command = [BIN / "wardmesh-controller", "serve", "--state-dir", directory / "state"]
+    command: list[str | Path] = [BIN / "wardmesh-controller", "serve", "--state-dir", directory / "state"]
     command += ["--listen", url.removeprefix("https://"), "--url", url]
     with (directory / "controller.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, bufsize=0)

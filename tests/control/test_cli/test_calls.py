@@ -31,9 +31,8 @@ def keep(controller: Controller, *records: CallRecord, own: bool = True) -> None
     async def tell() -> None:
         engines = Engines(f"sqlite:///{controller.state_dir / 'controller.db'}")
         store = Store(engines, utc_now)
-        await store.keep_calls(
-            "n-host", secrets.token_hex(16), 1, records, {record.service for record in records if own}
-        )
+        services = {record.service for record in records if own and record.service is not None}
+        await store.keep_calls("n-host", secrets.token_hex(16), 1, records, services)
         await store.close()
 
     asyncio.run(tell())

@@ -6,7 +6,7 @@ A write without an answer may have happened or not; it is asked again, as the co
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +60,9 @@ class Promises:
         assert all(now == then for now, then in others.values()), others
 
 
+Write = Callable[[httpx.AsyncClient], Awaitable[object]]
+
+
 class Writer:
     """One client that writes, each kind by chance, one request at a time."""
 
@@ -81,7 +84,12 @@ class Writer:
 
     async def write(self, client: httpx.AsyncClient) -> None:
         """One write of a kind that is possible now."""
-        kinds = [self._enrol, self._key, self._peer, self._grant]
+        kinds: list[Write] = [
+            self._enrol,
+            self._key,
+            self._peer,
+            self._grant,
+        ]
         if self._nodes:
             kinds += [self._tag, self._tag, self._rotate, self._rotate, self._move, self._grant]
         if len(self._nodes) > 3:
@@ -211,7 +219,6 @@ class Writer:
 
 
 def _id(host: Host) -> str:
-    assert host.enrolled is not None
     return host.enrolled.node_id
 
 

@@ -7,6 +7,7 @@ import asyncio
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,16 @@ from controller.state_dir import StateDirError
 from controller.store.engine import StoreError
 from controller.wire.stream import Controllers
 
-from ..agents import allow_all, connected, eventually_in_force, joined, node, until
+from ..agents import Agent, allow_all, connected, eventually_in_force, joined, node, until
 from ..support import Client, MovableClock
 
 HOST_FILES = (NODE, WIREGUARD_KEY, IDENTITY_KEY, CERTIFICATE, CA, NETMAP, CONTROLLERS)
 _FLIPS = 150  # for each file of a host: reading one takes no time
 _STARTS = 3  # for each file of the controller: every one is a start
+
+
+def noticed(agent: Agent) -> bool:
+    return bool(agent.control.standing.error or agent.control.standing.connected)
 
 
 def damaged(content: bytes, chance: random.Random, times: int) -> Iterator[bytes]:
@@ -105,7 +110,7 @@ class TestHost:
         for bad in damaged(content, random.Random(seed), 2):
             path.write_bytes(bad)
             async with connected(state) as agent:
-                await until(lambda agent=agent: agent.control.standing.error or agent.control.standing.connected)
+                await until(partial(noticed, agent))
                 error = agent.control.standing.error
                 assert error is None or name in error
                 assert name == NETMAP or agent.kernel.applied

@@ -1,6 +1,7 @@
 """Frames that come twice, late, or from the past: refused or harmless."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,9 @@ async def test_changes_that_come_wrongly_never_make_a_map_that_there_was_not_and
         assert found is not None
         return meaning(found)
 
+    def told_of_last(before: int) -> bool:
+        return len(earlier) > before or meaning(its.kernel.applied[-1]) == there_were[-1]
+
     async with connected(state) as its:
         await until(lambda: its.kernel.applied)
         there_were = [present()]
@@ -126,7 +130,7 @@ async def test_changes_that_come_wrongly_never_make_a_map_that_there_was_not_and
             there_were.append(present())
             # One delta for each: two that wait are merged into one, which cannot come in the wrong order. An agent that
             # left because of the one before has this change in the snapshot that it comes back to, and in no delta.
-            await until(lambda sent=sent: len(earlier) > sent or meaning(its.kernel.applied[-1]) == there_were[-1])
+            await until(partial(told_of_last, sent))
             await until(lambda: its.standing is Phase.STREAMING)
         is_honest = True
         await new_peer(admin, "last")

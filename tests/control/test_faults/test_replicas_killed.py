@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -32,6 +33,14 @@ class Trio:
     agents: list[Agent]
 
 
+def knows_all(agent: Agent) -> bool:
+    return len(agent.state.controllers()) == 3
+
+
+def has_left(agent: Agent, port: int) -> bool:
+    return str(port) not in agent.control.standing.url
+
+
 @pytest.fixture
 async def trio(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Trio]:
     async with AsyncExitStack() as stack:
@@ -49,10 +58,8 @@ async def trio(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Trio]:
             async with controller.client() as admin:
                 state_dir = await joined(admin, tmp_path, f"host-{number}")
             agents.append(await stack.enter_async_context(connected(state_dir)))
-        for (
-            agent
-        ) in agents:  # each has been told of all, and has the other two as peers or none: policy is default deny
-            await until(lambda agent=agent: len(agent.state.controllers()) == 3)
+        for agent in agents:  # none has peers, policy is default deny
+            await until(partial(knows_all, agent))
         yield Trio(controllers, agents)
 
 
@@ -83,6 +90,6 @@ async def test_hosts_of_a_controller_that_is_killed_in_a_policy_change_converge_
         survivor = trio.controllers[(number + 1) % 3]
         await check(survivor, promises, trio.agents)
         for agent in trio.agents:
-            await until(lambda agent=agent, gone=victim.port: str(gone) not in agent.control.standing.url)
+            await until(partial(has_left, agent, victim.port))
         await victim.start()
     await check(trio.controllers[0], promises, trio.agents)
