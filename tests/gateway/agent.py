@@ -52,6 +52,12 @@ def netmap(
     return Netmap(revision=revision, mesh=MESH, node=node, **fields)
 
 
+def conversations() -> list[asyncio.Task[Any]]:
+    """Those of the servers of agentd's socket in this process: of a real daemon they end with it."""
+    found = {task: getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()}
+    return [task for task, name in found.items() if name.endswith("serve.<locals>.talk")]
+
+
 class Agent:
     """A daemon as the gateway sees it."""
 
@@ -59,7 +65,7 @@ class Agent:
         self.path = path
         self.changes = 0
         self.serving = Serving(self._changed)
-        self.wake = lambda: None
+        self.wake: Callable[[], object] = lambda: None
         self.keeps = False  # records: nobody takes them unless a test says so
         self.kept: tuple[CallRecord, ...] = ()
         self.sign: Callable[[str, str], str] | None = None  # what the controller would do with a service and a CSR
@@ -75,7 +81,7 @@ class Agent:
         """With a process its conversations end too."""
         if self._task is None:
             return
-        talks = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__.endswith("serve.<locals>.talk")]
+        talks = conversations()
         for task in (self._task, *talks):
             task.cancel()
         await asyncio.gather(self._task, *talks, return_exceptions=True)

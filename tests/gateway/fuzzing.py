@@ -121,7 +121,22 @@ def _message(rng: random.Random) -> tuple[bytes, list[str]]:
 
 
 def _arguments(rng: random.Random) -> dict[str, Any]:
-    values = (1, 1.5, 2**53, 2**64, -1, "x", "\u4e16", None, True, [], {}, [[{"a": 1}]], {"path": "/etc"}, 10**30)
+    values: tuple[Any, ...] = (
+        1,
+        1.5,
+        2**53,
+        2**64,
+        -1,
+        "x",
+        "\u4e16",
+        None,
+        True,
+        [],
+        {},
+        [[{"a": 1}]],
+        {"path": "/etc"},
+        10**30,
+    )
     return {rng.choice(("a", "b", "path", "name", "Path")): rng.choice(values) for _ in range(rng.randrange(4))}
 
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from agentd.gateway.stdio import StdioPool
-from agentd.gateway.types import TRANSPORT_STREAM, TRANSPORT_TERMINATE, Call, Caller, UpstreamRequest, UpstreamResponse
+from agentd.gateway.types import (
+    TRANSPORT_STREAM,
+    TRANSPORT_TERMINATE,
+    Call,
+    Caller,
+    Era,
+    UpstreamRequest,
+    UpstreamResponse,
+)
 from controller.wire.mcp import StdioUpstream
 
 from .policies import caller
@@ -42,7 +50,7 @@ def request(
     method: str,
     params: dict[str, Any],
     *,
-    era: str = "legacy",
+    era: Era = "legacy",
     number: Any = 1,
     session: str | None = None,
 ) -> UpstreamRequest:

@@ -210,8 +210,9 @@ def test_equals_and_one_of() -> None:
 def test_a_range_is_for_numbers() -> None:
     for value in (0, 4, 0.0, 3.999):
         assert wrong(Range(minimum=0, maximum=4), value) is None
-    for value in (-1, 4.0001, 10**400, True, "1", None, float("nan"), float("inf"), [1]):
-        assert wrong(Range(minimum=0, maximum=4), value) is not None
+    outside: list[Any] = [-1, 4.0001, 10**400, True, "1", None, float("nan"), float("inf"), [1]]
+    for other in outside:
+        assert wrong(Range(minimum=0, maximum=4), other) is not None
     assert wrong(Range(), float("inf")) is not None
 
 
@@ -244,7 +245,8 @@ def test_each_is_for_every_element_of_an_array() -> None:
 def test_a_pointer_reaches_into_arguments() -> None:
     check = compile_rule(ArgumentRule(argument="/files/0/a~1b", tests=(Equals(value=1),)))
     assert check({"files": [{"a/b": 1}]}) is None
-    for arguments in ({"files": []}, {"files": {"0": {"a/b": 2}}}, {"files": [[1]]}, {"files": "x"}, {}):
+    elsewhere: list[Any] = [{"files": []}, {"files": {"0": {"a/b": 2}}}, {"files": [[1]]}, {"files": "x"}, {}]
+    for arguments in elsewhere:
         assert check(arguments) is not None
     assert compile_rule(ArgumentRule(argument="/a/00", tests=(Equals(value=1),)))({"a": [1]}) is not None
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from agentd.gateway.http.limits import HttpLimits
 from agentd.gateway.identity import StaticIdentity
 from agentd.gateway.types import AuditEvent, Code
 from tests.gateway.harness import ALICE, CALLERS, Client, Lab, soon, tool
+from tests.gateway.upstream import Upstream
 from tests.gateway.warming import legacy, warm
 
 LIMITS = HttpLimits()
@@ -98,13 +100,17 @@ async def send_apart(
     """The head, and when that has arrived the body, cut into further segments."""
     data, headers = request
     head = client.request_head("POST", data, headers)
+
+    def came_last(piece: bytes) -> bool:
+        return pieces[-1] == piece
+
     client.writer.write(head)
     await soon(lambda: pieces and pieces[-1] == head)
     if between is not None:
         await between()
     for start, end in zip([0, *cuts], cuts, strict=False):
         client.writer.write(data[start:end])
-        await soon(lambda piece=data[start:end]: pieces[-1] == piece)
+        await soon(partial(came_last, data[start:end]))
     client.writer.write(data[cuts[-1] if cuts else 0 :])
 
 
@@ -201,10 +207,8 @@ async def test_a_client_that_goes_between_head_and_body_has_asked_nothing(
     assert len(running.records.of(AuditEvent.REQUEST_REFUSED)) == 0
 
 
-@pytest.mark.parametrize("following", [tool("other", 2), tool("add", 2)], ids=["another head", "the same head"])
-async def test_a_request_in_the_bodys_segment_is_a_request_of_its_own(
-    lab: Lab, taken: list[Exchange], pieces: list[bytes], following: tuple[bytes, dict[str, str]]
-) -> None:
+async def with_the_head_sent(lab: Lab, taken: list[Exchange], pieces: list[bytes]) -> tuple[Upstream, Client, bytes]:
+    """A client of a known head, whose next request has come as far as that; and the body that belongs to it."""
     upstream = await lab.upstream()
     client = await lab.client(await lab.gateway(upstream))
     await warm(client, taken)
@@ -213,6 +217,14 @@ async def test_a_request_in_the_bodys_segment_is_a_request_of_its_own(
     head = client.request_head("POST", data, headers)
     client.writer.write(head)
     await soon(lambda: pieces[-1] == head)
+    return upstream, client, data
+
+
+@pytest.mark.parametrize("following", [tool("other", 2), tool("add", 2)], ids=["another head", "the same head"])
+async def test_a_request_in_the_bodys_segment_is_a_request_of_its_own(
+    lab: Lab, taken: list[Exchange], pieces: list[bytes], following: tuple[bytes, dict[str, str]]
+) -> None:
+    upstream, client, data = await with_the_head_sent(lab, taken, pieces)
     client.writer.write(data + client.request_head("POST", *following) + following[0])
     assert [(await client.answer()).json["id"] for _ in range(2)] == [1, 2]
     assert [seen.body for seen in upstream.seen] == [data, following[0]]
@@ -221,14 +233,7 @@ async def test_a_request_in_the_bodys_segment_is_a_request_of_its_own(
 async def test_what_is_smuggled_behind_a_body_that_came_apart_is_refused(
     lab: Lab, taken: list[Exchange], pieces: list[bytes]
 ) -> None:
-    upstream = await lab.upstream()
-    client = await lab.client(await lab.gateway(upstream))
-    await warm(client, taken)
-    del upstream.seen[:]
-    data, headers = tool()
-    head = client.request_head("POST", data, headers)
-    client.writer.write(head)
-    await soon(lambda: pieces[-1] == head)
+    upstream, client, data = await with_the_head_sent(lab, taken, pieces)
     client.writer.write(data + b"0\r\n\r\nGET /admin HTTP/1.1\r\n\r\n")
     assert (await client.answer()).json["id"] == 1
     assert (await client.answer()).status == 501

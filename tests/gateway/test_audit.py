@@ -31,7 +31,7 @@ from tests.gateway.harness import soon
 
 from .policies import caller
 
-SMALL = {"most_bytes": 40_000, "segment_bytes": 4_000, "reserve": 4_000}
+SMALL: dict[str, Any] = {"most_bytes": 40_000, "segment_bytes": 4_000, "reserve": 4_000}
 
 
 def make_call(arguments: Mapping[str, Any] | None = None, **fields: Any) -> Call:

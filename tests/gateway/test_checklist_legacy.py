@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,7 +21,7 @@ INITIALIZE = body(
 )
 
 
-def data_of(stream: bytes) -> list[object]:
+def data_of(stream: bytes) -> list[Any]:
     """The messages of a stream of events."""
     return [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: {")]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 
 import pytest
 
@@ -155,10 +156,14 @@ async def test_a_client_that_goes_while_its_answer_comes_is_left_alone(lab: Lab,
 
     upstream = await lab.upstream(behaviour)
     running = await lab.gateway(upstream)
+
+    def arrived(number: int) -> bool:
+        return len(upstream.seen) == number
+
     for cut in range(0, len(answer), 3):
         client = await lab.client(running)
         client.send("POST", *tool())
-        await soon(lambda wanted=cut // 3 + 1: len(upstream.seen) == wanted)
+        await soon(partial(arrived, cut // 3 + 1))
         client.vanish() if reset else await client.close()
         await asyncio.wait_for(upstream.seen[-1].gone.wait(), BOUND)
     await soon(lambda: len(running.records.of(AuditEvent.CALL_ENDED)) == len(upstream.seen))

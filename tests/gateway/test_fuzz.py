@@ -77,7 +77,8 @@ async def send(running: Running, rng: random.Random, count: int) -> None:
                     writer.close()
                     writer = None
         except (ConnectionError, TimeoutError):
-            writer.transport.abort()
+            if writer is not None:
+                writer.transport.abort()
             writer = None
     if writer is not None:
         writer.transport.abort()

@@ -1,20 +1,22 @@
 """Services of kind http: any HTTP, with identity and audit, and no rules of JSON-RPC."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from agentd.gateway.types import AuditEvent
-from tests.gateway.harness import BOB, BOUND, Lab, Running, soon
-from tests.gateway.upstream import Seen
+from tests.gateway.harness import BOB, BOUND, Client, Lab, Running, soon
+from tests.gateway.upstream import Behaviour, Seen
 
 
 async def reflect(seen: Seen) -> None:
     seen.reply(f"{seen.method} {seen.target} {len(seen.body)}".encode(), kind="text/plain")
 
 
-async def http_gateway(lab: Lab, behaviour=reflect, path: str = "/", **options: Any) -> Running:
+async def http_gateway(lab: Lab, behaviour: Behaviour = reflect, path: str = "/", **options: Any) -> Running:
     upstream = await lab.upstream(behaviour)
     running = await lab.gateway(f"http://127.0.0.1:{upstream.port}{path}", kind="http", **options)
     running.services["upstream"] = upstream
@@ -159,13 +161,15 @@ async def test_a_large_upload_passes_as_it_comes_and_is_held_back(lab: Lab, decl
         await uploading
 
 
-async def test_a_client_that_goes_in_its_upload_breaks_it_off(lab: Lab) -> None:
-    got = asyncio.Event()
+@asynccontextmanager
+async def half_an_upload(lab: Lab) -> AsyncIterator[tuple[Client, list[bytes]]]:
+    """A client whose upload has begun upstream, and what came of its body there, once it has ended."""
+    came = asyncio.Event()
     ended: list[bytes] = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        got.set()
+        came.set()
         try:
             ended.append(await reader.read(-1))
         except ConnectionError:
@@ -178,29 +182,19 @@ async def test_a_client_that_goes_in_its_upload_breaks_it_off(lab: Lab) -> None:
         client = await lab.client(running)
         client.writer.write(f"PUT /big HTTP/1.1\r\nhost: {client.host}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
         client.writer.write(b"5\r\nhello\r\n")
-        await asyncio.wait_for(got.wait(), BOUND)
+        await asyncio.wait_for(came.wait(), BOUND)
+        yield client, ended
+
+
+async def test_a_client_that_goes_in_its_upload_breaks_it_off(lab: Lab) -> None:
+    async with half_an_upload(lab) as (client, ended):
         client.vanish()
         await soon(lambda: ended)
         assert not ended[0].endswith(b"0\r\n\r\n"), "half a body was passed on as a whole one"
 
 
 async def test_a_bad_chunk_in_an_upload_breaks_it_off(lab: Lab) -> None:
-    ended: list[bytes] = []
-
-    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            ended.append(await reader.read(-1))
-        except ConnectionError:
-            ended.append(b"reset")
-        writer.close()
-
-    server = await asyncio.start_server(take, "127.0.0.1", 0)
-    async with server:
-        running = await lab.gateway(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", kind="http")
-        client = await lab.client(running)
-        client.writer.write(f"PUT /big HTTP/1.1\r\nhost: {client.host}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
-        client.writer.write(b"5\r\nhello\r\n")
-        await asyncio.sleep(0.05)
+    async with half_an_upload(lab) as (client, ended):
         client.writer.write(b"zz\r\n")
         assert (await client.answer()).status in {400, 502}
         await soon(lambda: ended)

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -279,7 +280,8 @@ async def test_a_client_that_takes_nothing_is_cut_off(lab: Lab) -> None:
     upstream = await lab.upstream(flood)
     running = await lab.gateway(upstream, http=HttpLimits(stalled=0.3, tick=0.02))
     client = await lab.client(running)
-    client.writer.transport.pause_reading()
+    transport: Any = client.writer.transport
+    transport.pause_reading()
     client.send("POST", BODY, HEADERS)
     await soon(lambda: upstream.seen)
     await asyncio.wait_for(upstream.seen[0].gone.wait(), BOUND)

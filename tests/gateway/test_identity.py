@@ -10,6 +10,7 @@ from agentd.errors import AgentError
 from agentd.gateway.identity import AgentIdentity
 from agentd.local_api import Answer, Identity, Request, WhoisRequest
 from agentd.local_server import listening, serve
+from tests.gateway.agent import conversations
 from tests.gateway.harness import ALICE, BOB, BOUND, KEY, STRANGER, Lab, soon, tool
 
 NODES = {ALICE: "alice", BOB: "bob"}
@@ -34,10 +35,7 @@ class Agent:
 
     async def stop(self) -> None:
         if self._task is not None:
-            # with a process its conversations end too
-            talks = [
-                task for task in asyncio.all_tasks() if task.get_coro().__qualname__.endswith("serve.<locals>.talk")
-            ]
+            talks = conversations()
             for task in (self._task, *talks):
                 task.cancel()
             await asyncio.gather(self._task, *talks, return_exceptions=True)

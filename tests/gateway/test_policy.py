@@ -13,6 +13,7 @@ from controller.wire.mcp import (
     GatewayPolicy,
     HttpUpstream,
     Limits,
+    McpGrant,
     Rate,
     Service,
     ToolRate,
@@ -23,7 +24,7 @@ from controller.wire.mcp import (
 from .policies import ADDRESSES, call, caller, calls, grant, policies, policy, tool_call
 
 
-def compiled(*grants: object, services: tuple[Service, ...] = (), now: float = 0.0) -> CompiledPolicy:
+def compiled(*grants: McpGrant, services: tuple[Service, ...] = (), now: float = 0.0) -> CompiledPolicy:
     return CompiledPolicy(policy(*grants, services=services), Limiter(), clock=lambda: now)
 
 

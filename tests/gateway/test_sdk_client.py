@@ -23,14 +23,14 @@ async def test_everything_a_client_does_works(lab: Lab, server: str, mode: str) 
     running = await lab.gateway(server)
     steps: list[float] = []
 
-    async def progress(done: float, total: float | None, message: str | None) -> None:
-        steps.append(done)
+    async def stepped(progress: float, total: float | None, message: str | None) -> None:
+        steps.append(progress)
 
     async with connect(running, mode) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} >= {"add", "count", "secret"}
         added: Any = await client.call_tool("add", {"a": 2, "b": 3})
         assert added.structured_content == {"result": 5}
-        counted: Any = await client.call_tool("count", {"to": 5}, progress_callback=progress)
+        counted: Any = await client.call_tool("count", {"to": 5}, progress_callback=stepped)
         assert counted.content[0].text == "done"
         await soon(lambda: steps == [0, 1, 2, 3, 4])  # the SDK hands them to a task of their own
         mirrored: Any = await client.call_tool("by_region", {"region": "w\u00e9st", "query": "q"})

@@ -86,7 +86,7 @@ def payload(number: int, **fields: Any) -> bytes:
 
 
 @asynccontextmanager
-async def shipping_from(spool: Path, agentd: Agentd, **sizes: int) -> AsyncIterator[tuple[SpoolWriter, Shipper]]:
+async def shipping_from(spool: Path, agentd: Agentd, **sizes: Any) -> AsyncIterator[tuple[SpoolWriter, Shipper]]:
     writer = SpoolWriter(spool, **sizes)
     shipper = Shipper(spool, writer, agentd.socket)
     shipper.start()
@@ -201,7 +201,7 @@ async def test_what_was_recorded_last_is_shipped_when_the_gateway_stops(spool: P
 
 
 async def test_a_full_spool_has_room_again_when_records_were_acknowledged(spool: Path, agentd: Agentd) -> None:
-    sizes = {"most_bytes": 40_000, "segment_bytes": 4_000, "reserve": 4_000}
+    sizes: dict[str, Any] = {"most_bytes": 40_000, "segment_bytes": 4_000, "reserve": 4_000}
     async with shipping_from(spool, agentd, **sizes) as (writer, shipper):
         text, count = "x" * 200, 0
         while writer.append(payload(count, detail=text)):
@@ -216,7 +216,7 @@ async def test_a_full_spool_has_room_again_when_records_were_acknowledged(spool:
 
 
 async def test_a_hole_in_the_numbers_begins_another_batch(spool: Path, agentd: Agentd) -> None:
-    sizes = {"most_bytes": 40_000, "segment_bytes": 1_000, "reserve": 1_000}
+    sizes: dict[str, Any] = {"most_bytes": 40_000, "segment_bytes": 1_000, "reserve": 1_000}
     with SpoolWriter(spool, **sizes) as writer:
         for number in range(40):
             assert writer.append(payload(number))

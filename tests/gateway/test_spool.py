@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,8 +25,9 @@ while True:
 """
 
 
-def small(directory: Path, **sizes: int) -> SpoolWriter:
-    return SpoolWriter(directory, **{"most_bytes": 40_000, "segment_bytes": 4_000, "reserve": 2_000, **sizes})
+def small(directory: Path, **sizes: Any) -> SpoolWriter:
+    chosen: dict[str, Any] = {"most_bytes": 40_000, "segment_bytes": 4_000, "reserve": 2_000, **sizes}
+    return SpoolWriter(directory, **chosen)
 
 
 def everything(directory: Path) -> list[bytes]:

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import pytest
 
@@ -198,14 +199,15 @@ async def test_a_slow_reader_holds_back_the_upstream_and_loses_nothing(lab: Lab)
 
     running = await lab.gateway(await lab.upstream(behaviour))
     client = await lab.client(running)
-    client.writer.transport.pause_reading()
+    transport: Any = client.writer.transport
+    transport.pause_reading()
     client.send("POST", *tool())
     before = -1
     while before != sent:
         before = sent
         await asyncio.sleep(0.3)
     assert sent < 390, "the upstream was never held back"
-    client.writer.transport.resume_reading()
+    transport.resume_reading()
     answer = await client.answer()
     assert answer.body == block * 400 + event(FINAL)
 
@@ -250,7 +252,8 @@ async def test_a_revoked_tool_ends_only_its_own_stream(lab: Lab) -> None:
 
 
 async def test_each_grant_that_ends_ends_its_streams_without_waiting_for_a_look(lab: Lab) -> None:
-    grants = [{**BOBS_GRANT, "id": name, "tools": [name]} for name in ("first", "second", "extended", "lasting")]
+    names = ("first", "second", "extended", "lasting")
+    grants: list[Mapping[str, Any]] = [{**BOBS_GRANT, "id": name, "tools": [name]} for name in names]
     upstream = await lab.upstream(endless)
     running = await lab.gateway(upstream, grants=grants, recheck=3600)
     clients = []
@@ -260,13 +263,14 @@ async def test_each_grant_that_ends_ends_its_streams_without_waiting_for_a_look(
         await client.head()
         clients.append(client)
     now = int(time.time())
-    ends = [now + 1, now + 2, now + 1, None]
+    soon_over, later = now + 1, now + 2
+    ends = [soon_over, later, soon_over, None]
     await running.adopt([{**grant, "expires": end} for grant, end in zip(grants, ends, strict=True)])
     ends[2] = now + 3600
     await running.adopt([{**grant, "expires": end} for grant, end in zip(grants, ends, strict=True)])
-    for number in (0, 1):
-        assert b"the grant that allowed this has expired" in await clients[number].chunks()
-        assert time.time() >= ends[number]
+    for client, end in zip(clients, (soon_over, later), strict=False):
+        assert b"the grant that allowed this has expired" in await client.chunks()
+        assert time.time() >= end
     assert not upstream.seen[2].gone.is_set()
     assert not upstream.seen[3].gone.is_set()
 

@@ -13,6 +13,7 @@ from mcp.client.client import Client as SdkClient
 from agentd.gateway.certificates import Certificates
 from agentd.gateway.http.limits import HttpLimits
 from controller.wire.mcp import HttpUpstream, Service
+from controller.wire.netmap import Netmap
 from tests.gateway.agent import HELD, Agent, netmap, refused_at
 from tests.gateway.authority import NAME, Authority
 from tests.gateway.following import START, Gateway
@@ -237,7 +238,7 @@ async def test_without_a_certificate_the_service_answers_without_tls_only(
 # --- the whole process, with agentd
 
 
-def over_tls(port: int, tls_port: int, upstream: HttpUpstream, **more: Any) -> object:
+def over_tls(port: int, tls_port: int, upstream: HttpUpstream, **more: Any) -> Netmap:
     service = Service(name="svc", addresses=(HELD,), port=port, tls_port=tls_port, names=(NAME,), upstream=upstream)
     return netmap(port, upstream, services={"svc": service}, **more)
 

@@ -52,6 +52,7 @@ class Stack:
             self.admin.base_url = httpx.URL(f"{self.controller.url}/api/v1")
 
     async def join(self) -> None:
+        assert self.admin is not None
         await joined(self.admin, self.directory, "host")
 
     async def start_agentd(self) -> None:
@@ -68,11 +69,12 @@ class Stack:
         await self.gateway.ready(before + 1)
 
     async def kill(self, what: str) -> None:
-        process = {
+        processes: dict[str, asyncio.subprocess.Process | None] = {
             "gateway": self.gateway.process,
             "agentd": self.agentd,
-            "controller": self.controller and self.controller.running,
-        }[what]
+            "controller": self.controller.running if self.controller else None,
+        }
+        process = processes[what]
         assert process is not None
         process.kill()
         await process.wait()

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections import Counter
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -56,11 +57,15 @@ async def test_a_caller_stays_in_one_worker_on_every_port_whichever_worker_died(
 
     await gateway.start("--workers", "3")
     await gateway.ready(3)
-    await soon(lambda: gateway.said(f"port={tls}") == 3, START)
+
+    def listening(times: int) -> bool:
+        return gateway.said(f"port={tls}") == times
+
+    await soon(partial(listening, 3), START)
     await everybody_calls()
     for number, victim in enumerate(gateway.workers()[:2]):
         victim.kill()  # the kernel puts another one in its place, and it comes back last
-        await soon(lambda there=number: gateway.said(f"port={tls}") == 4 + there, START)
+        await soon(partial(listening, 4 + number), START)
         await everybody_calls()
     assert await gateway.stop() == 0
     assert served_by(gateway, 3) == [

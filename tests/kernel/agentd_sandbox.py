@@ -96,8 +96,8 @@ def enter(unit: Unit, state: Path, uid: int) -> None:
         mount("proc", "/proc", "proc", MS_NOSUID_NODEV, f"hidepid={unit.text('ProtectProc') or '0'},subset=pid")
     if unit.text("ProtectSystem") == "strict":
         _set_read_only("/", AT_RECURSIVE, on=True)
-        for path in writable:
-            _set_read_only(path, 0, on=False)
+        for place in writable:
+            _set_read_only(place, 0, on=False)
 
 
 def _hide(mode: int, *places: str) -> None:
@@ -153,7 +153,9 @@ class _Seccomp:
             getattr(self._library, name).argtypes = None
 
     def deny_families(self, allowed: set[int]) -> None:
-        rules = [("socket", _Comparison(0, SCMP_CMP_EQ, f, 0)) for f in range(LAST_FAMILY) if f not in allowed]
+        rules: list[tuple[str, _Comparison | None]] = [
+            ("socket", _Comparison(0, SCMP_CMP_EQ, f, 0)) for f in range(LAST_FAMILY) if f not in allowed
+        ]
         self._load(SCMP_ACT_ALLOW, _errno(EAFNOSUPPORT), rules)
 
     def deny(self, names: set[str]) -> None:

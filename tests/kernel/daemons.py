@@ -89,7 +89,8 @@ def answers(agent: Agent) -> bool:
 def mesh_address(agent: Agent, family: int = 4) -> str:
     """The address that the host was given when it joined."""
     node = json.loads((agent.state_dir / "node.json").read_text())
-    return next(address for address in node["addresses"] if (":" in address) == (family == 6))
+    addresses: list[str] = node["addresses"]
+    return next(address for address in addresses if (":" in address) == (family == 6))
 
 
 def footprint(host: Host) -> str:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from agentd.facts import OwnAddresses
 from agentd.mapping import PortMapping
@@ -168,6 +169,12 @@ class Finder(OnHost):
             if self.map is not None:
                 await self.reconciler.apply(self.map)
                 self.prober.adopt(self.map)
+
+    def knows_its_nat(self) -> bool:
+        return self.prober.nat != "unknown"
+
+    def has_relays(self, count: int) -> bool:
+        return len(self.prober.relayed) == count
 
     def describe(self) -> None:
         """What the controller would tell others of it."""
@@ -343,7 +350,7 @@ def introduce(lab: Lab, internet: Switch, *hosts: Host, relays: int = 0) -> Iter
         for relay in serving:
             relay.relay_for(*found)
         for finder in found:
-            eventually(lambda finder=finder: finder.prober.nat != "unknown", 30, what="answers of STUN")
-            eventually(lambda finder=finder: len(finder.prober.relayed) == min(relays, 2), 30, what="answers of relays")
+            eventually(finder.knows_its_nat, 30, what="answers of STUN")
+            eventually(partial(finder.has_relays, min(relays, 2)), 30, what="answers of relays")
             finder.describe()
         yield [*found, *serving]

@@ -159,6 +159,9 @@ class World:
         ran = self.caller.agent.host.run(*CLIENT, URL, f'{tool} {{"a": 1, "b": 2}}', check=False, timeout=SLOW)
         return ran.returncode == 0
 
+    def is_held_by(self, tools: Tools) -> bool:
+        return self.holder() is tools
+
     def holder(self) -> Tools:
         """Who holds the service, as the controller says."""
         name = self.service().holder

@@ -6,9 +6,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 
@@ -47,7 +48,7 @@ class OnHost:
         """Run a coroutine there and return its result."""
         return self.begin(work).result(timeout)
 
-    def begin(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Any:
+    def begin(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
         """Start a coroutine there; returns its future."""
 
         async def there() -> T:
@@ -61,10 +62,15 @@ class OnHost:
         self._thread.join()
 
 
+Backend = Literal["auto", "kernel", "userspace"]
+
+
 class Node(OnHost):
     """A reconciler on a host. `member` is how maps should name it."""
 
-    def __init__(self, host: Host, number: int, backend: str, *, endpoint: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, host: Host, number: int, backend: Backend, *, endpoint: str | None = None, **settings: Any
+    ) -> None:
         super().__init__(host)
         self.settings = LinkSettings(backend=backend, **settings)
         place = endpoint or f"{host.address}:{self.settings.listen_port}"
@@ -141,7 +147,7 @@ class Node(OnHost):
 
 
 @contextmanager
-def pair(backend: str, *, over: int = 4, **settings: Any) -> Iterator[tuple[Node, Node]]:
+def pair(backend: Backend, *, over: int = 4, **settings: Any) -> Iterator[tuple[Node, Node]]:
     """Two nodes on one switch that may do everything with each other, over IPv4 or IPv6 outside."""
     with on_one_switch(backend, "ab", over=over, **settings) as (left, right):
         left.meet(right)
@@ -150,7 +156,7 @@ def pair(backend: str, *, over: int = 4, **settings: Any) -> Iterator[tuple[Node
 
 
 @contextmanager
-def on_one_switch(backend: str, names: Iterable[str], *, over: int = 4, **settings: Any) -> Iterator[list[Node]]:
+def on_one_switch(backend: Backend, names: Iterable[str], *, over: int = 4, **settings: Any) -> Iterator[list[Node]]:
     """Nodes on one switch, numbered from 1, without a map yet."""
     with Lab() as lab:
         switch = lab.switch("net")

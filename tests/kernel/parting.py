@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from tests.kernel.finders import Finder
 from tests.kernel.nodes import listening
@@ -47,7 +48,7 @@ def look_again(*hosts: Finder) -> None:
         host.prober.moved()
 
     for host in hosts:
-        host.call(lambda host=host: moved(host))
+        host.call(partial(moved, host))
 
 
 @contextmanager

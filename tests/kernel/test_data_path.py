@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.maps import Member, netmap
-from tests.kernel.nodes import BACKENDS, Node, listening, pair
+from tests.kernel.nodes import BACKENDS, Backend, Node, listening, pair
 from tests.lab import Host, eventually
 
 
@@ -63,7 +63,7 @@ def test_packets_longer_than_the_tunnel_arrive_in_fragments(nodes: tuple[Node, N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_tunnel_runs_over_ipv6(backend: str) -> None:
+def test_the_tunnel_runs_over_ipv6(backend: Backend) -> None:
     with pair(backend, over=6) as (left, right):
         assert left.ping(right.member.address)
         assert left.ping(right.member.address6)

@@ -8,10 +8,11 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import pytest
 
-from controller.wire.netmap import AddressSet, Netmap
+from controller.wire.netmap import AddressSet, Direction, Netmap, Protocol
 from controller.wire.rules import Flow, allowing
 from tests.kernel import packets
 from tests.kernel.guarded import SENDER, Guarded, both_families, family, pairs, raw
@@ -47,7 +48,7 @@ def random_map(rng: random.Random, own: Member, now: int) -> Netmap:
     sets["beacon"] = AddressSet(name="beacon", addresses=frozenset({BEACON.address, BEACON.address6}))
     rules = list(BEACON_RULES)
     for number in range(rng.randint(1, 8)):
-        protocol = rng.choice(["tcp", "udp", "icmp"])
+        protocol: Protocol = rng.choice(["tcp", "udp", "icmp"])
         ports = [sorted(rng.choices(PORTS, k=2)) if rng.random() < 0.4 else [rng.choice(PORTS)] for _ in range(2)]
         rules.append(
             allow(
@@ -172,7 +173,7 @@ def test_a_change_ends_at_the_same_table_as_a_replacement(guarded: Guarded) -> N
         guarded.apply(wanted)
         changed = guarded.listing()
         ruleset = guarded.ruleset(wanted, 0)
-        guarded.call(lambda ruleset=ruleset: guarded.firewall.replace(ruleset))
+        guarded.call(partial(guarded.firewall.replace, ruleset))
         assert changed == guarded.listing(), f"WARDMESH_SEED={seed}"
 
 
@@ -230,7 +231,7 @@ def test_replies_of_a_flow_that_this_host_began_come_back_and_nothing_else(guard
 @both_families
 @pytest.mark.parametrize("direction", ["in", "out"])
 def test_echo_goes_the_way_that_the_rule_says_and_its_reply_comes_back(
-    guarded: Guarded, direction: str, six: bool
+    guarded: Guarded, direction: Direction, six: bool
 ) -> None:
     guarded.apply(netmap(guarded.member, SENDER, rules=[allow(direction, "icmp")]))
     theirs, own = pairs(guarded)[six]
@@ -243,9 +244,13 @@ def test_echo_goes_the_way_that_the_rule_says_and_its_reply_comes_back(
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])
-def test_a_revocation_cuts_a_live_flow_at_the_next_packet(guarded: Guarded, direction: str) -> None:
+def test_a_revocation_cuts_a_live_flow_at_the_next_packet(guarded: Guarded, direction: Direction) -> None:
     rules = [allow(direction, "tcp", 443), allow("in", "udp", 9)]
     guarded.apply(netmap(guarded.member, SENDER, rules=rules))
+
+    def denied_since(name: str, before: int) -> bool:
+        return guarded.counters()[name] > before
+
     for theirs, own in pairs(guarded):
         inward = direction == "in"
         server_host, server, client_host = (
@@ -262,7 +267,7 @@ def test_a_revocation_cuts_a_live_flow_at_the_next_packet(guarded: Guarded, dire
                 name = "denied/in" if inward else "denied/out"
                 denied = guarded.counters()[name]
                 client.sendall(b"after")
-                eventually(lambda name=name, denied=denied: guarded.counters()[name] > denied)
+                eventually(partial(denied_since, name, denied))
                 accepted.settimeout(0.3)
                 with pytest.raises(TimeoutError):
                     accepted.recv(100)
@@ -307,7 +312,7 @@ def test_the_kernel_ends_a_rule_by_itself_and_with_it_the_live_flow(guarded: Gua
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])
-def test_icmp_errors_about_an_allowed_flow_pass(guarded: Guarded, direction: str) -> None:
+def test_icmp_errors_about_an_allowed_flow_pass(guarded: Guarded, direction: Direction) -> None:
     guarded.apply(netmap(guarded.member, SENDER, rules=[allow(direction, "udp", 9999)]))
     for theirs, own in pairs(guarded):
         host, target = (guarded.host, theirs) if direction == "out" else (guarded.sender, own)

@@ -5,6 +5,7 @@ The mesh link is a cable here, so this runs on any kernel.
 
 import socket
 import struct
+from functools import partial
 
 import pytest
 
@@ -235,10 +236,14 @@ def test_nothing_is_forwarded_into_or_out_of_the_mesh(guarded: Guarded, six: boo
     guarded.host.run("ip", "route", "add", beyond, "via", theirs)
     guarded.sender.run("ip", "route", "add", stranger, "via", own)
     guarded.stranger.run("ip", "route", "add", beyond, "via", own_outside)
+
+    def dropped(packets: int) -> bool:
+        return guarded.counters()["denied/forward"] == packets
+
     for count, (host, target) in enumerate(((guarded.sender, stranger), (guarded.stranger, beyond)), 1):
         with host.socket(family(own), socket.SOCK_DGRAM) as client:
             client.sendto(b"through", (target, 443))
-        eventually(lambda count=count: guarded.counters()["denied/forward"] == count)
+        eventually(partial(dropped, count))
 
 
 @both_families

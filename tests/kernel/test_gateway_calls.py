@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import pytest
@@ -94,7 +96,7 @@ def test_explain_says_of_each_call_what_the_gateway_did(world: World, told: list
     for what, outcome in list(zip(STEPS, told, strict=True))[1:]:
         tool, _, arguments = what.partition(" ")
         question = CallQuestion(source="caller", service="github", tool=tool, arguments=json.loads(arguments or "{}"))
-        explained = world.controller.ask(lambda client, question=question: client.explain_call(question))
+        explained = world.controller.ask(methodcaller("explain_call", question))
         assert explained.allowed is ("answer" in outcome), what
         assert explained.reason is None or outcome["message"].startswith(explained.reason)
 
@@ -248,7 +250,7 @@ def test_a_service_that_is_moved_answers_at_the_other_host_while_it_is_used(worl
             moved = time.monotonic()
             client.wait_for_line(f'"answer": "{after.name}"', SLOW, len(client))
             print(f"{after.name} answered {time.monotonic() - moved:.1f} s after the move")
-            eventually(lambda after=after: world.holder() is after, SLOW)
+            eventually(partial(world.is_held_by, after), SLOW)
     finally:
         client.kill()
 

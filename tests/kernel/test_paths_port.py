@@ -50,14 +50,16 @@ def sockets(guarded: Guarded, six: bool) -> Iterator[Sockets]:
     kind = socket.AF_INET6 if six else socket.AF_INET
     own, other = guarded.host.ports[1], guarded.stranger.ports[0]
     with ExitStack() as stack:
-        made = []
+        made: list[socket.socket] = []
         for host, port in ((guarded.host, WIREGUARD), (guarded.host, PROBES), (guarded.stranger, 4000)):
             one = stack.enter_context(host.socket(kind, socket.SOCK_DGRAM))
             one.bind(("", port))
             one.settimeout(10)
             made.append(one)
         yield Sockets(
-            *made,
+            wireguard=made[0],
+            probes=made[1],
+            stranger=made[2],
             guarded_at=own.address6 if six else own.address,
             stranger_at=(other.address6 if six else other.address, 4000),
         )

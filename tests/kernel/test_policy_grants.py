@@ -34,7 +34,9 @@ class Mesh:
 
     def flow(self) -> socket.socket:
         """A connection from left to right that works."""
-        return eventually(self._connected, SECONDS, what="a connection that the grant allows")
+        opened = eventually(self._connected, SECONDS, what="a connection that the grant allows")
+        assert opened is not None
+        return opened
 
     def _connected(self) -> socket.socket | None:
         opened = self.left.host.socket(socket.AF_INET, socket.SOCK_STREAM)

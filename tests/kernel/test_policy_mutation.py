@@ -16,7 +16,7 @@ import pytest
 
 from agentd.kernel.ruleset import compile_ruleset
 from agentd.model import LinkSettings
-from controller.wire.netmap import AddressSet
+from controller.wire.netmap import AddressSet, Direction, Protocol
 from tests.kernel.maps import Member, allow, netmap
 from tests.kernel.mutant import kinds, without
 from tests.kernel.test_firewall_relays import host_map, relay_map
@@ -28,16 +28,22 @@ FILES: Final = (
     *("test_firewall_packets.py", "test_firewall.py", "test_firewall_services.py", "test_firewall_relays.py"),
     "test_paths_port.py",
 )
+FLOWS: Final[tuple[tuple[Protocol, tuple[int | tuple[int, int], ...]], ...]] = (
+    ("tcp", (80, (90, 99))),
+    ("udp", (53, (60, 69))),
+    ("icmp", ()),
+)
 HERE: Final = Path(__file__).parent
 
 
 def every_kind() -> list[str]:
     """The kinds of rules of tables that have all: single ports, ranges, ICMP, a grant that ends, a service; those
     of a relay, and of a host behind one."""
+    directions: tuple[Direction, ...] = ("in", "out")
     rules = [
         allow(direction, protocol, *ports, expires=expires)
-        for direction in ("in", "out")
-        for protocol, ports in (("tcp", (80, (90, 99))), ("udp", (53, (60, 69))), ("icmp", ()))
+        for direction in directions
+        for protocol, ports in FLOWS
         for expires in (None, int(time.time()) + 3600)
     ]
     rules.append(allow("in", "tcp", 7, grant="ends", expires=int(time.time()) + 3600))

@@ -21,7 +21,8 @@ from controller.policy import Document, parse
 from controller.policy.model import Held, Packet, may_pass, selects
 from controller.policy.model import Member as Node
 from controller.records import Fleet, NodeRecord, PolicyRecord
-from controller.wire.netmap import AddressSet, Netmap, Rule
+from controller.wire.netmap import AddressSet, Netmap, Protocol, Rule
+from controller.wire.rest import NodeState
 from controller.wire.rules import Flow, allowing
 from tests.kernel.guarded import GUARDED, Guarded
 from tests.kernel.maps import MESH, Member, allow
@@ -33,6 +34,7 @@ PACKETS: Final = int(os.environ.get("WARDMESH_PACKETS", "6000"))
 PER_DOCUMENT: Final = 150
 OTHERS: Final = [Member(number) for number in range(2, 9)]
 STRANGERS: Final = ["100.64.77.7", "fd77:7761:7264::7:7", "198.51.100.7", "2001:db8::7"]  # no node's
+STATES: Final[tuple[NodeState, ...]] = ("active", "active", "active", "active", "active", "pending", "disabled")
 TAGS: Final = ["tag:a", "tag:b", "tag:c", "tag:d"]
 PORTS: Final = [1, 22, 53, 80, 443, 444, 8000, 8001, 65535]
 
@@ -59,7 +61,7 @@ def random_fleet(rng: random.Random, text: str) -> Fleet:
             id=member.name,
             name=member.name,
             kind="agent",
-            state="active" if member is GUARDED else rng.choice(["active"] * 5 + ["pending", "disabled"]),
+            state="active" if member is GUARDED else rng.choice(STATES),
             tags=frozenset(rng.sample(TAGS, rng.randint(0, 2))),
             addresses=(member.address, member.address6),
             public_key=member.public_key,
@@ -169,13 +171,13 @@ def with_more_services(rng: random.Random, plain: Netmap, now: int) -> Netmap:
 
 def random_rule(rng: random.Random, grant: str, callers: list[str], now: int) -> Rule:
     outward = rng.random() < 0.2
-    protocol = rng.choice(["tcp", "tcp", "udp", "icmp"])
+    protocol: Protocol = rng.choice(["tcp", "tcp", "udp", "icmp"])
     low, high = sorted(rng.choices(PORTS, k=2))
-    ports: list[int | tuple[int, int]] = [rng.choice(PORTS), (low, high)][: rng.randint(1, 2)]
+    ports: tuple[int | tuple[int, int], ...] = (rng.choice(PORTS), (low, high))[: rng.randint(1, 2)]
     return allow(
         "out" if outward else "in",
         protocol,
-        *(ports if protocol != "icmp" else []),
+        *(ports if protocol != "icmp" else ()),
         peers=list(CALLED) if outward else rng.sample(callers, rng.randint(1, 2)),
         grant=grant,
         expires=rng.choice([None, None, now - 5, now + 3600]),

@@ -48,7 +48,7 @@ def every_flow() -> list[Flow]:
 
 def some_rules(chance: random.Random) -> list[Rule]:
     def one(number: int) -> Rule:
-        protocol = chance.choice(("tcp", "udp", "icmp"))
+        protocol: Protocol = chance.choice(("tcp", "udp", "icmp"))
         low = chance.choice(PORTS)
         ports = [] if protocol == "icmp" else [(low, chance.choice([low, min(low + 60, 65535)]))]
         return allow(

@@ -94,7 +94,9 @@ def test_policy_explain_reads_the_kernel_and_not_the_map(mesh: Mesh) -> None:
         assert "table ip mine, chain in" in " ".join(said.split())
     finally:
         mesh.tool.host.run("nft", "delete", "table", "ip", "mine")
-    assert explained(mesh).destination.kernel.passes is True
+    kernel = explained(mesh).destination.kernel
+    assert kernel is not None
+    assert kernel.passes is True
 
 
 def test_policy_counters_are_those_of_the_kernels(mesh: Mesh) -> None:

@@ -173,7 +173,7 @@ def test_the_relay_can_open_nothing_of_what_it_passes_on_with_all_its_keys(three
         secret = b"a secret of the two"
         eventually(lambda: three.reaches(0, 1), 30, what="a ping through the relay")
         assert left.ping(three.members[1].address, "-p", secret[:16].hex(), "-s", "64")
-        seen = []
+        seen: list[bytes] = []
         while sum(packet[_PAYLOAD : _PAYLOAD + 4] == DATA for packet in seen) < 4:
             seen.append(tap.recv(65536))
     (first, *_) = [packet[_PAYLOAD:] for packet in seen if packet[_PAYLOAD : _PAYLOAD + 4] == INITIATION]

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal
 
 import pytest
@@ -109,11 +110,15 @@ def who_answers(caller: Node, address: str) -> bytes | None:
         return asked(client)
 
 
+def answered_by(caller: Node, address: str, name: str) -> bool:
+    return who_answers(caller, address) == name.encode()
+
+
 @contextmanager
 def both_answer(mesh: Mesh) -> Iterator[None]:
     with answering(mesh.first, b"first"), answering(mesh.second, b"second"):
         for address in SERVICE:
-            eventually(lambda address=address: who_answers(mesh.caller, address) == b"first")
+            eventually(partial(answered_by, mesh.caller, address, "first"))
         yield
 
 
@@ -123,7 +128,7 @@ def test_a_service_moves_to_the_other_host_and_back(mesh: Mesh) -> None:
             mesh.move(holder, mesh.first, mesh.second, mesh.caller)
             for address in SERVICE:
                 # The first packet to a host makes the tunnel, which may take a repetition.
-                eventually(lambda address=address, holder=holder: who_answers(mesh.caller, address) == holder.encode())
+                eventually(partial(answered_by, mesh.caller, address, holder))
         assert mesh.caller.plan() == mesh.first.plan() == mesh.second.plan() == []
 
 
@@ -140,7 +145,7 @@ def test_callers_that_heard_of_a_move_late_reach_nobody_by_their_old_map(mesh: M
             assert who_answers(mesh.caller, address) is None
         mesh.move("second", mesh.caller)
         for address in SERVICE:
-            eventually(lambda address=address: who_answers(mesh.caller, address) == b"second")
+            eventually(partial(answered_by, mesh.caller, address, "second"))
 
 
 def test_what_an_old_holder_says_from_the_address_does_not_reach_the_callers(mesh: Mesh) -> None:
@@ -216,9 +221,13 @@ def test_a_host_that_holds_a_service_speaks_from_its_own_address(mesh: Mesh) -> 
 
 def test_a_held_address_that_somebody_removes_is_back(mesh: Mesh) -> None:
     with mesh.first.watching() as reasons:
+
+        def more_than(before: int) -> bool:
+            return len(reasons) > before
+
         for address, length in zip(SERVICE, (32, 128), strict=True):
             before = len(reasons)
             mesh.first.host.run("ip", "address", "del", f"{address}/{length}", "dev", "wardmesh0")
-            eventually(lambda before=before: len(reasons) > before)
+            eventually(partial(more_than, before))
             assert f"add address {address}/{length} to be held" in reasons[-1]
         assert mesh.first.plan() == []
