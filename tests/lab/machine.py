@@ -4,7 +4,6 @@ So several hosts of one lab run the same daemons with the same paths under /run,
 shared with the machine that runs the tests. Knows nothing of topologies.
 """
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Final, TypeVar
 
 from tests.lab.namespaces import Namespace, set_namespace
 from tests.lab.revealed import reveal
+from tests.lab.syscalls import called, mount
 
 __all__ = ["Machine"]
 
@@ -21,7 +21,6 @@ CLONE_NEWNS: Final = 0x00020000
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_FS: Final = 0x00000200
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Machine(Namespace):
@@ -39,7 +38,7 @@ class Machine(Namespace):
         """Run `function` on this machine, on a thread of its own. Its working directory there is /."""
 
         def body() -> T:
-            _check("unshare", CLONE_FS)  # setns(2) changes the mounts only of who shares its root with nobody
+            called("unshare", CLONE_FS)  # setns(2) changes the mounts only of who shares its root with nobody
             for descriptor, kind in zip(self._descriptors, (CLONE_NEWNS, CLONE_NEWUTS), strict=True):
                 set_namespace(descriptor, kind)
             with self.enter():
@@ -54,15 +53,15 @@ class Machine(Namespace):
 
     def _make(self) -> tuple[int, int]:
         """On a thread that becomes the machine's first; the namespaces live on in the descriptors."""
-        _check("unshare", CLONE_NEWNS | CLONE_NEWUTS)
-        _mount("none", "/", None, MS_REC | MS_PRIVATE)
+        called("unshare", CLONE_NEWNS | CLONE_NEWUTS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
         with self.enter():
-            _mount("sysfs", "/sys", "sysfs")
+            mount("sysfs", "/sys", "sysfs")
         reveal()  # other users may run the project's programs
-        _mount(str(self._run_directory), "/run", None, MS_BIND)
-        _mount(str(self._hosts_file), "/etc/hosts", None, MS_BIND)
+        mount(str(self._run_directory), "/run", None, MS_BIND)
+        mount(str(self._hosts_file), "/etc/hosts", None, MS_BIND)
         name = self._hostname.encode()
-        _check("sethostname", name, len(name))
+        called("sethostname", name, len(name))
         return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), os.open("/proc/thread-self/ns/uts", os.O_RDONLY)
 
 
@@ -82,13 +81,3 @@ def _on_a_thread(function: Callable[[], T]) -> T:
     if errors:
         raise errors[0]
     return results[0]
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int = 0) -> None:
-    _check("mount", source.encode(), target.encode(), kind.encode() if kind else None, flags, None)
-
-
-def _check(function: str, *arguments: object) -> None:
-    if getattr(_libc, function)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function}{arguments}: {os.strerror(number)}")

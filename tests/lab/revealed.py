@@ -5,7 +5,6 @@ as they are: in a mount namespace of its own, such a directory is replaced by on
 entries. Needs root.
 """
 
-import ctypes
 import os
 import stat
 import sys
@@ -13,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.lab.syscalls import called, mount
+
 __all__ = ["reveal", "revealed"]
 
 CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
-_libc = ctypes.CDLL(None, use_errno=True)
 _CHECKOUT = Path(__file__).parents[2]
 
 
@@ -35,14 +35,14 @@ def revealed() -> Iterator[None]:
     """In a mount namespace of its own, which the calling thread enters for as long as this lasts."""
     before, here = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), Path.cwd()
     try:
-        _check("unshare", CLONE_FS | CLONE_NEWNS)
-        _mount("none", "/", None, MS_REC | MS_PRIVATE)
+        called("unshare", CLONE_FS | CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
         reveal()
         os.chdir(here)
         yield
     finally:
-        _check("unshare", CLONE_FS)  # setns(2) refuses who shares its root, as with threads that began meanwhile
-        _check("setns", before, CLONE_NEWNS)
+        called("unshare", CLONE_FS)  # setns(2) refuses who shares its root, as with threads that began meanwhile
+        called("setns", before, CLONE_NEWNS)
         os.close(before)
         os.chdir(here)
 
@@ -51,22 +51,12 @@ def _replace(directory: Path) -> None:
     opened = {entry: os.open(entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC) for entry in directory.iterdir()}
     links = {entry: entry.readlink() for entry in opened if entry.is_symlink()}
     directories = {entry for entry in opened if entry.is_dir() and entry not in links}
-    _mount("tmpfs", str(directory), "tmpfs")
+    mount("tmpfs", str(directory), "tmpfs")
     directory.chmod(0o755)
     for entry, descriptor in opened.items():
         if entry in links:
             entry.symlink_to(links[entry])
         else:
             entry.mkdir() if entry in directories else entry.touch()
-            _mount(f"/proc/self/fd/{descriptor}", str(entry), None, MS_BIND | MS_REC)
+            mount(f"/proc/self/fd/{descriptor}", str(entry), None, MS_BIND | MS_REC)
         os.close(descriptor)
-
-
-def _mount(source: str, target: str, kind: str | None, flags: int = 0) -> None:
-    _check("mount", source.encode(), target.encode(), kind.encode() if kind else None, flags, None)
-
-
-def _check(function: str, *arguments: object) -> None:
-    if getattr(_libc, function)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function}{arguments}: {os.strerror(number)}")

@@ -11,7 +11,7 @@ from controller.mesh.log import RevisionLog
 from controller.records import Change, NodeRecord, PolicyRecord
 from controller.wire.stream import Applied, Bye, ControllerFrame, DeltaFrame, Snapshot
 
-from .mesh_agents import agent, hello, netmap, until
+from .mesh_agents import Agent, agent, hello, netmap, until
 from .mesh_fleet import NOW, fleet, key, node
 
 POLICY = "grants: [{from: tag:agents, to: tag:tools, ip: [tcp:443]}]"
@@ -49,15 +49,20 @@ async def test_an_agent_that_a_change_does_not_concern_hears_nothing(hub: Hub) -
         assert other.netmap == netmap(hub, 7)
 
 
+async def fall_behind(hub: Hub, slow: Agent) -> None:
+    """Nearly three hundred changes while it takes nothing, and then it takes what there is."""
+    await until(slow.has(5))
+    slow.gate.clear()
+    for revision in range(6, 300):
+        hub.publish(Change(revision, {f"n{revision}": node(revision, "agents")}))
+        await asyncio.sleep(0)
+    slow.gate.set()
+    await until(slow.has(299))
+
+
 async def test_a_slow_agent_gets_many_changes_as_one_delta(hub: Hub) -> None:
     async with agent(hub, 3) as tools:
-        await until(tools.has(5))
-        tools.gate.clear()
-        for revision in range(6, 300):
-            hub.publish(Change(revision, {f"n{revision}": node(revision, "agents")}))
-            await asyncio.sleep(0)
-        tools.gate.set()
-        await until(tools.has(299))
+        await fall_behind(hub, tools)
         assert len(tools.frames) <= 3
         assert tools.netmap == netmap(hub, 3)
 
@@ -65,13 +70,7 @@ async def test_a_slow_agent_gets_many_changes_as_one_delta(hub: Hub) -> None:
 async def test_a_very_slow_agent_gets_a_snapshot_in_the_end(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_module, "MAX_PENDING", 50)
     async with agent(hub, 3) as tools:
-        await until(tools.has(5))
-        tools.gate.clear()
-        for revision in range(6, 300):
-            hub.publish(Change(revision, {f"n{revision}": node(revision, "agents")}))
-            await asyncio.sleep(0)
-        tools.gate.set()
-        await until(tools.has(299))
+        await fall_behind(hub, tools)
         assert isinstance(tools.frames[-1], Snapshot)
         assert tools.netmap == netmap(hub, 3)
 

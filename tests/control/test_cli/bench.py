@@ -123,6 +123,17 @@ class Cli:
         assert "Traceback" not in done.stderr + done.stdout, done.stderr + done.stdout
         return Result(done.returncode, done.stdout, done.stderr)
 
+    def start(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        """The command as a process that goes on; whoever starts it ends it."""
+        return subprocess.Popen(
+            [BIN / "wardmesh", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment(),
+            cwd=self.home,
+            bufsize=0,
+        )
+
     def on_terminal(self, *arguments: str | Path, answer: str | None, prompt: str) -> Result:
         """Run on a pseudo-terminal: wait for `prompt`, type `answer` (None: press Ctrl-C)."""
         master, slave = pty.openpty()

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import secrets
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from controller.store.store import Store
 from controller.wire.call_records import CallRecord
 
 from ..calls import KEY, ended, record
-from .bench import BIN, Cli, Controller
+from .bench import Cli, Controller
 from .test_policy_and_audit import _line
 
 
@@ -136,14 +135,7 @@ def test_follow_prints_what_comes_once_and_when_it_has_ended(
     cli: Cli, controller: Controller, service: str, tmp_path: Path
 ) -> None:
     keep(controller, record(9, service=service, id="before"))
-    process = subprocess.Popen(
-        [BIN / "wardmesh", "audit", "calls", "--follow", "--service", service],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=cli.environment(),
-        cwd=cli.home,
-        bufsize=0,
-    )
+    process = cli.start("audit", "calls", "--follow", "--service", service)
     try:
         assert b"tool-9" in _line(process)
         # Older by their host's clock than what was there: it comes when it comes.

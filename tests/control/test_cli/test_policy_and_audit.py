@@ -8,7 +8,7 @@ import time
 
 from jsonschema_rs import Draft202012Validator
 
-from .bench import BIN, Cli
+from .bench import Cli
 
 GOOD = """\
 grants:
@@ -91,14 +91,7 @@ def test_audit_lists_changes_newest_first_with_filters(cli: Cli) -> None:
 
 
 def test_audit_follow_prints_new_entries_and_ctrl_c_exits_130(cli: Cli) -> None:
-    process = subprocess.Popen(
-        [BIN / "wardmesh", "audit", "list", "--follow", "--limit", "1", "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=cli.environment(),
-        cwd=cli.home,
-        bufsize=0,
-    )
+    process = cli.start("audit", "list", "--follow", "--limit", "1", "--json")
     try:
         assert process.stdout is not None
         first = json.loads(_line(process))
