@@ -16,7 +16,7 @@ from controller.server import Running
 from controller.wire.enrol import EnrolResponse, JoinString
 from controller.wire.netmap import Netmap
 
-from .support import Client, trust
+from .support import trust
 
 
 def wireguard_key() -> str:
@@ -86,14 +86,14 @@ def make_csr(key: Any) -> str:
     return csr.public_bytes(serialization.Encoding.PEM).decode()
 
 
-async def new_key(admin: Client, **wanted: Any) -> str:
+async def new_key(admin: httpx.AsyncClient, **wanted: Any) -> str:
     """The secret of a new enrolment key."""
     response = await admin.post("/enrolment-keys", json=wanted)
     assert response.status_code == 201, response.text
     return JoinString.decode(response.json()["join"]).key
 
 
-async def new_node(admin: Client, anyone: Client, name: str, **wanted: Any) -> Host:
+async def new_node(admin: httpx.AsyncClient, anyone: httpx.AsyncClient, name: str, **wanted: Any) -> Host:
     """An enrolled host."""
     host = Host(name)
     await host.enrol(anyone, await new_key(admin, **wanted))

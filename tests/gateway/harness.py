@@ -7,7 +7,7 @@ STRANGER is nobody.
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -225,7 +225,7 @@ def free_port() -> int:
 
 
 def policy(
-    services: Mapping[str, Any], grants: list[Mapping[str, Any]] | None = None, revision: int = 1
+    services: Mapping[str, Any], grants: Sequence[Mapping[str, Any]] | None = None, revision: int = 1
 ) -> GatewayPolicy:
     """ALICE may use every tool, prompt and resource; further grants as given."""
     everything = {
@@ -261,7 +261,7 @@ class Running:
     port: int
     services: dict[str, Any]
 
-    async def adopt(self, grants: list[Mapping[str, Any]], *, without_alice: bool = False, **service: Any) -> None:
+    async def adopt(self, grants: Sequence[Mapping[str, Any]], *, without_alice: bool = False, **service: Any) -> None:
         services = {"svc": {**self.services["svc"], **service}}
         changed = policy(services, grants, revision=2)
         if without_alice:
@@ -288,7 +288,7 @@ class Lab:
         self,
         upstream: Upstream | str,
         *,
-        grants: list[Mapping[str, Any]] | None = None,
+        grants: Sequence[Mapping[str, Any]] | None = None,
         http: HttpLimits | None = None,
         patience: Patience | None = None,
         identity: IdentitySource | None = None,
