@@ -282,6 +282,7 @@ class AuditLog:
         self._sync_seconds, self._on_sync = sync_seconds, synced
         self._gap = _Gap()
         self._syncing: asyncio.Task[None] | None = None
+        self._late: list[bytes] = []  # ends of calls, not written yet
         self.disk_error: str | None = None
         if writer.torn_bytes:
             line = {"event": SpoolEvent.RECOVERED, "time": clock(), "torn_bytes": writer.torn_bytes}
@@ -302,6 +303,8 @@ class AuditLog:
             self._syncing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._syncing
+            self._syncing = None
+        self._write_late()
         self._close_gap()
         await asyncio.to_thread(self._writer.close)
         self._on_sync()
@@ -311,17 +314,21 @@ class AuditLog:
         rules = self._rules_of(record.service) or _NO_RULES
         urgent = record.event in _URGENT
         payload = orjson.dumps(describe(record, rules))
+        self._write_late()
         # In order, but for the end of a call, which may use the reserve before the gap is closed.
         if (self._close_gap(len(payload)) or urgent) and self._append(payload, urgent=urgent):
             return True
+        self._miss(record.time, refused=record.event in _REFUSABLE and rules.full == "deny")
+        return rules.full == "drop"
+
+    def _miss(self, now: float, *, refused: bool) -> None:
+        """Count a record that found no room."""
         if not self.gap:
-            self._append(orjson.dumps({"event": SpoolEvent.GAP_OPENED, "time": record.time}), urgent=True)
-            self._gap.since = record.time
-        refused = record.event in _REFUSABLE and rules.full == "deny"
-        self._gap.until = max(self._gap.until, record.time)
+            self._append(orjson.dumps({"event": SpoolEvent.GAP_OPENED, "time": now}), urgent=True)
+            self._gap.since = now
+        self._gap.until = max(self._gap.until, now)
         self._gap.dropped += not refused
         self._gap.refused += refused
-        return rules.full == "drop"
 
     def form(self, record: AuditRecord) -> RecordForm:
         """What records like this one have in common, until the service's rules change."""
@@ -333,18 +340,34 @@ class AuditLog:
 
     def allowed(self, form: RecordForm, time: float, record_id: str, call: Particulars) -> bool:
         """Take a CALL_ALLOWED like the form's. False: it was not taken; `record` is to say what follows."""
+        if self.gap or self.disk_error is not None:
+            return False
         told = _particulars(call, form.rules)
         following = b"," + orjson.dumps(told)[1:-1] if told else b""
-        return self._fill(form, (_number(time), record_id.encode(), following), urgent=False)
+        payload = form.template % (_number(time), record_id.encode(), following)
+        if not self._writer.append(*self._late, payload):
+            return False
+        self._late.clear()
+        return True
 
     def ended(self, form: RecordForm, time: float, record_id: str, sizes: tuple[int, int], seconds: float) -> bool:
-        """Take a CALL_ENDED like the form's, that ended well. False: it was not taken."""
-        return self._fill(form, (_number(time), record_id.encode(), *sizes, _number(seconds)), urgent=True)
-
-    def _fill(self, form: RecordForm, values: tuple[object, ...], *, urgent: bool) -> bool:
-        if self._gap.dropped or self._gap.refused or (self.disk_error is not None and not urgent):
+        """Take a CALL_ENDED like the form's, to write it before the next record or when the loop has turned."""
+        if self.gap:
             return False
-        return self._writer.append(form.template % values, urgent=urgent)
+        payload = form.template % (_number(time), record_id.encode(), *sizes, _number(seconds))
+        if self._syncing is None:
+            return self._writer.append(payload, urgent=True)
+        if not self._late:
+            self._syncing.get_loop().call_soon(self._write_late)
+        self._late.append(payload)
+        return True
+
+    def _write_late(self) -> None:
+        late, self._late = self._late, []
+        if late and not self._writer.append(*late, urgent=True):
+            for payload in late:
+                if not self._append(payload, urgent=True):
+                    self._miss(time.time(), refused=False)
 
     def _append(self, payload: bytes, *, urgent: bool) -> bool:
         if self.disk_error is not None and not urgent:

@@ -158,12 +158,14 @@ class SpoolWriter:
         """Bytes on disk, as far as this end knows: the reader may have made room since."""
         return self._used
 
-    def append(self, payload: bytes, *, urgent: bool = False) -> bool:
-        """Take a record. False: no room, here or on the disk, and nothing was written."""
-        if len(payload) > _LARGEST_RECORD:
-            raise SpoolError(f"a record of {len(payload)} bytes: at most {_LARGEST_RECORD} fit")
-        seq = self._seq + 1
-        frame = _frame(seq, payload)
+    def append(self, *payloads: bytes, urgent: bool = False) -> bool:
+        """Take records, all or none. False: no room, here or on the disk, and nothing was written."""
+        frame, seq = b"", self._seq
+        for payload in payloads:
+            if len(payload) > _LARGEST_RECORD:
+                raise SpoolError(f"a record of {len(payload)} bytes: at most {_LARGEST_RECORD} fit")
+            seq += 1
+            frame += _frame(seq, payload)
         size = len(frame)
         if self._used + size > self._most - self._reserve and not self.has_room(size, urgent):
             return False

@@ -25,7 +25,7 @@ from .types import (
 
 __all__ = ["Asked", "CallForms", "Trail"]
 
-_numbers = itertools.count()
+_next_number = itertools.count().__next__
 _PROCESS: Final = f"{time.time_ns():x}-{os.getpid():x}"
 
 
@@ -38,7 +38,7 @@ class Asked:
         self.exchange = exchange
         self.caller = caller
         self.started = time.perf_counter()
-        self.id = f"{_PROCESS}-{next(_numbers):x}"
+        self.id = f"{_PROCESS}-{_next_number()}"
 
 
 @value

@@ -24,6 +24,7 @@ from agentd.gateway.types import (
     Deny,
     Outcome,
     Particulars,
+    RecordForm,
     TraceContext,
 )
 from controller.wire.mcp import AuditRules
@@ -353,3 +354,46 @@ def test_a_form_is_not_filled_while_the_spool_is_full(tmp_path: Path) -> None:
     assert taken[0]
     assert not taken[-1]
     assert len(lines(tmp_path)) == sum(taken)
+
+
+def an_end(log: AuditLog) -> RecordForm:
+    return log.form(record(AuditEvent.CALL_ENDED, outcome=Outcome(200, 0, 0, 0.0)))
+
+
+async def test_ends_of_calls_are_written_before_the_next_record(tmp_path: Path) -> None:
+    log = AuditLog(SpoolWriter(tmp_path), lambda _service: AuditRules(), sync_seconds=1000)
+    log.start()
+    form, end = log.form(record()), an_end(log)
+    for number in ("1", "2"):
+        assert log.ended(end, 1000.0, f"end-{number}", (1, 1), 0.5)
+    assert log.allowed(form, 1001.0, "begin", Particulars(1, {}, b""))
+    assert [line["id"] for line in lines(tmp_path)] == ["end-1", "end-2", "begin"]
+    assert log.ended(end, 1000.0, "end-3", (1, 1), 0.5)
+    assert log.record(record(id="denied"))
+    assert [line["id"] for line in lines(tmp_path)] == ["end-1", "end-2", "begin", "end-3", "denied"]
+    assert log.ended(end, 1000.0, "end-4", (1, 1), 0.5)
+    await log.close()
+    assert lines(tmp_path)[-1]["id"] == "end-4"
+
+
+async def test_an_end_is_written_when_the_loop_has_turned(tmp_path: Path) -> None:
+    log = AuditLog(SpoolWriter(tmp_path), lambda _service: AuditRules(), sync_seconds=1000)
+    log.start()
+    assert log.ended(an_end(log), 1000.0, "end", (1, 1), 0.5)
+    turned = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().call_soon(turned.set_result, None)
+    await turned
+    assert [line["id"] for line in lines(tmp_path)] == ["end"]
+    await log.close()
+
+
+async def test_ends_that_find_no_room_are_counted_each(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path, most_bytes=4000, segment_bytes=1000, reserve=1000)
+    while writer.append(b"x" * 10, urgent=True):
+        pass
+    log = AuditLog(writer, lambda _service: AuditRules(), sync_seconds=1000)
+    log.start()
+    for number in range(3):
+        assert log.ended(an_end(log), 1000.0, f"end-{number}", (1, 1), 0.5)
+    await soon(lambda: log.gap == 3)
+    await log.close()

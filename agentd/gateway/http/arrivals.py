@@ -36,7 +36,12 @@ class Arrivals:
         None: the rest is to come.
         """
         known = self._last
-        if known is None or self._expected is not None or not known.is_all_of(data):
+        if (
+            known is None
+            or self._expected is not None
+            or known.size != len(data)  # as `is_all_of`, without a call for every request
+            or not data.startswith(known.raw)
+        ):
             if self._expected is not None:
                 return self._put_together(data)
             known = self._heads.find(data, self._limits)
