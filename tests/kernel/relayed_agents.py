@@ -1,14 +1,16 @@
 """Real agents that only a relay can bring together: two behind symmetric NATs, the relay, and their controller."""
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from tests.lab import Lab, eventually
 from tests.lab.mesh import Agent, Controller
 
-__all__ = ["PORT", "RelayedAgents", "relayed_agents"]
+__all__ = ["PORT", "RelayedAgents", "passed_on", "relayed_agents", "wakeups"]
 
 PORT: Final = 5201  # policy lets the two reach it at each other
 POLICY: Final = f"""
@@ -64,3 +66,21 @@ def relayed_agents() -> Iterator[RelayedAgents]:
             agents.append(Agent.join(host, controller.join_string("tag:host")))
         left, right = agents
         yield RelayedAgents(controller, relay, left, right, right.status()["addresses"][0])
+
+
+def wakeups(agent: Agent) -> int:
+    """How often any thread of any process on that host has waited for something, and was woken."""
+    host = Path(f"/proc/{agent.process.pid}/ns/net").stat().st_ino
+    times = 0
+    for task in Path("/proc").glob("[0-9]*/task/*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if (task / "ns/net").stat().st_ino == host:
+                said = (task / "status").read_text()
+                times += int(said.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
+    return times
+
+
+def passed_on(relay: Agent) -> int:
+    """Packets that have left the relay's mesh interface."""
+    shown = json.loads(relay.host.run("ip", "-j", "-s", "link", "show", "dev", "wardmesh0").stdout)
+    return int(shown[0]["stats64"]["tx"]["packets"])

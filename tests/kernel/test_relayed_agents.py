@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from tests.kernel.relayed_agents import RelayedAgents, relayed_agents
+from tests.kernel.relayed_agents import RelayedAgents, passed_on, relayed_agents, wakeups
 from tests.lab import eventually
-from tests.lab.mesh import Agent
 
 pytestmark = pytest.mark.timeout(300)  # a controller and three daemons start on the guest's one CPU
 MEGABYTES = 20
@@ -19,24 +16,6 @@ MEGABYTES = 20
 def agents() -> Iterator[RelayedAgents]:
     with relayed_agents() as running:
         yield running
-
-
-def wakeups(agent: Agent) -> int:
-    """How often any thread of any process on that host has waited for something, and was woken."""
-    host = Path(f"/proc/{agent.process.pid}/ns/net").stat().st_ino
-    times = 0
-    for task in Path("/proc").glob("[0-9]*/task/*"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            if (task / "ns/net").stat().st_ino == host:
-                said = (task / "status").read_text()
-                times += int(said.partition("\nvoluntary_ctxt_switches:")[2].split(maxsplit=1)[0])
-    return times
-
-
-def passed_on(relay: Agent) -> int:
-    """Packets that have left the relay's mesh interface."""
-    shown = json.loads(relay.host.run("ip", "-j", "-s", "link", "show", "dev", "wardmesh0").stdout)
-    return int(shown[0]["stats64"]["tx"]["packets"])
 
 
 def test_agents_behind_symmetric_nats_find_the_relay_that_the_policy_names_and_show_it(agents: RelayedAgents) -> None:
