@@ -4,6 +4,7 @@ relays' kernels answer when they are asked. No SQL here.
 
 from collections import defaultdict
 from collections.abc import Iterator
+from heapq import nsmallest
 
 from controller.asking import Questions
 from controller.mesh.hub import Hub
@@ -18,10 +19,19 @@ from controller.wire.relay_use import MeshRelay, RelayDetail, Relayed, RelayedPa
 __all__ = ["netchecks", "relay", "relays"]
 
 
-def netchecks(hub: Hub, book: PathBook) -> list[HostNetcheck]:
-    """Every active host with an agentd, by name."""
-    records = (record for record in hub.records() if record.kind == "agent" and record.state == "active")
-    return [_netcheck(hub, book, record) for record in sorted(records, key=lambda record: record.name)]
+def netchecks(
+    hub: Hub, book: PathBook, most: int, *, after: str | None = None, node: NodeId | None = None
+) -> list[HostNetcheck]:
+    """Active hosts with an agentd, by name: at most so many of those after a name, or `node` alone."""
+    found = [
+        record
+        for record in hub.records()
+        if record.kind == "agent"
+        and record.state == "active"
+        and node in {None, record.id}
+        and (after is None or record.name > after)
+    ]
+    return [_netcheck(hub, book, record) for record in nsmallest(most, found, key=lambda record: record.name)]
 
 
 def _netcheck(hub: Hub, book: PathBook, record: NodeRecord) -> HostNetcheck:

@@ -51,10 +51,5 @@ async def list_netchecks(
     cursor: Cursor = None,
 ) -> Page[HostNetcheck]:
     """GET /netchecks."""
-    after = by_name(cursor)
-    found = [
-        host
-        for host in netchecks(ctx.hub, ctx.paths)
-        if node in {None, host.node} and (after is None or host.name > after)
-    ]
+    found = netchecks(ctx.hub, ctx.paths, limit + 1, after=by_name(cursor), node=node)
     return page(found, limit, lambda host: [host.name])

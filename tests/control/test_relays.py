@@ -122,6 +122,17 @@ async def test_netchecks_are_what_hosts_said_or_why_nothing_is_known(
         await asyncio.sleep(0.02)
 
 
+async def test_netchecks_and_relays_come_in_pages(admin: Client, hosts: dict[str, Host]) -> None:
+    assert len(hosts) == 3
+    for path, names in (("/netchecks", ["host", "r1", "r2"]), ("/relays", ["r1", "r2"])):
+        found, params = [], {"limit": "1"}
+        while params:
+            got = (await admin.get(path, params=params)).json()
+            found += [one["name"] for one in got["items"]]
+            params = {"limit": "1", "cursor": got["next"]} if got["next"] else {}
+        assert found == names
+
+
 async def test_relays_and_netchecks_are_for_who_has_a_token(anyone: Client) -> None:
     for path in ("/relays", "/relays/r1", "/netchecks"):
         assert (await anyone.get(path)).status_code == 401

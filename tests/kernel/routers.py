@@ -1,7 +1,8 @@
 """Routers of a lab that give ports away: the real miniupnpd, and one that says what a test wants it to."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from tests.kernel.finders import FORWARDED
 from tests.kernel.nodes import OnHost
@@ -74,6 +75,7 @@ class Scripted(OnHost):
         super().__init__(host)
         self.asked: list[bytes] = []
         self._say = say
+        self._server: asyncio.Server | None = None
         self._transports: list[asyncio.DatagramTransport] = []
         self.call(self._open)
 
@@ -84,12 +86,30 @@ class Scripted(OnHost):
             )
             self._transports.append(made[0])
 
+    def serve(self, port: int, answers: Iterable[bytes]) -> None:
+        """Answer one connection after another with these bytes, and hang up."""
+        left = list(answers)
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(left.pop(0))
+            with suppress(ConnectionError):  # who asked need not read to the end
+                await writer.drain()
+            writer.close()
+
+        async def begin() -> None:
+            self._server = await asyncio.start_server(answer, "0.0.0.0", port)
+
+        self.call(begin)
+
     def heard(self, data: bytes) -> bytes | None:
         self.asked.append(data)
         return self._say(data)
 
     def end(self) -> None:
         async def close() -> None:
+            if self._server is not None:
+                self._server.close()
             for transport in self._transports:
                 transport.close()
 
@@ -101,7 +121,8 @@ class _Answering(asyncio.DatagramProtocol):
     def __init__(self, router: Scripted) -> None:
         self._router = router
 
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:

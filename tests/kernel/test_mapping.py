@@ -230,3 +230,42 @@ def test_a_router_that_sends_the_host_elsewhere_by_upnp_is_not_followed() -> Non
             assert f"it sends this host to {at.stranger.address}" in str(asker.mapping.problem)
             with pytest.raises(BlockingIOError):
                 other.accept()
+
+
+DESCRIPTION = (
+    b"<root><device><serviceList><service><serviceType>urn:schemas-upnp-org:service:WANIPConnection:1</serviceType>"
+    b"<controlURL>/control</controlURL></service></serviceList></device></root>"
+)
+OUTSIDE = (
+    b"<E><B><GetExternalIPAddressResponse><NewExternalIPAddress>11.0.0.9</NewExternalIPAddress>"
+    b"</GetExternalIPAddressResponse></B></E>"
+)
+FOR_EVER = b"<E><B><Fault><errorCode>725</errorCode></Fault></B></E>"
+
+
+def http(body: bytes, status: str = "200 OK") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([http(DESCRIPTION), http(OUTSIDE), http(FOR_EVER, "500 Error")], "upnp: it gives ports for ever only"),
+        ([http(DESCRIPTION), http(OUTSIDE.replace(b"11.0.0.9", b"0.0.0.0"))], "upnp: it has no address outside"),
+        ([http(DESCRIPTION), http(b"<E/>", "302 Found\r\nLocation: http://11.0.0.3/")], "HTTP status 302"),
+        ([b"HTTP/1.1 200 OK\r\n\r\n" + b"a" * 100_000], "upnp: it answers with more than 64 KiB"),
+        ([b"nonsense\r\n\r\n"], "upnp: its answer is not HTTP"),
+        ([b""], "HTTP status 0"),
+    ],
+    ids=["ports for ever", "no address", "redirected", "endless", "no HTTP", "hangs up"],
+)
+def test_a_router_that_misbehaves_by_upnp_gives_no_port(answers: list[bytes], said: str) -> None:
+    with home() as at:
+        at_itself = f"HTTP/1.1 200 OK\r\nLOCATION: http://{at.router.address}:5000/\r\n\r\n".encode()
+        refuse = nat_pmp_alone("11.0.0.9", result=2)
+        with scripted(at.router, lambda data: at_itself if data.startswith(b"M-SEARCH") else refuse(data)) as router:
+            router.serve(5000, answers)
+            with asking(at.host) as asker:
+                eventually(lambda: asker.mapping.problem, 30, what="a problem")
+                assert said in str(asker.mapping.problem)
+                assert asker.mapping.endpoint is None

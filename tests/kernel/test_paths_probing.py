@@ -9,11 +9,13 @@ import pytest
 
 from agentd.facts import OwnAddresses
 from agentd.mapping import PortMapping
+from agentd.netcheck import netcheck_report
 from agentd.paths.pair import pair
 from agentd.probe_socket import ProbeSocket
 from agentd.probing import Prober
 from controller.settings import Listen
 from controller.stun import listen
+from controller.wire.netcheck import MOST_CANDIDATES
 from controller.wire.stun import Binding, encode
 from tests.kernel.maps import MESH, Member, netmap
 
@@ -135,3 +137,15 @@ async def test_paths_begin_with_where_the_controller_sees_this_host() -> None:
             await until(lambda: one.prober.reflexive)
             assert one.prober.reflexive == (f"127.0.0.1:{one.socket.port}",)
             assert one.seen == 1
+
+
+async def test_a_report_names_where_the_host_is_seen_and_a_bounded_number_of_its_own_endpoints() -> None:
+    with ExitStack() as sockets:
+        async with AsyncExitStack() as stack:
+            probing = Probing(sockets, 1)
+            await running(stack, probing)
+            many = tuple(f"192.0.2.{number}:51820" for number in range(1, 2 * MOST_CANDIDATES))
+            report = netcheck_report(probing.prober, many)
+            assert [each.endpoint for each in report.candidates] == list(many[:MOST_CANDIDATES])
+            assert {each.kind for each in report.candidates} == {"host"}
+            assert (report.nat, report.udp, report.mapping.state) == ("unknown", "not asked", "off")

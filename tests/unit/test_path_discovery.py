@@ -38,6 +38,23 @@ def test_two_answers_tell_the_kind_of_nat(first: str, second: str, nat: str, ref
     assert (discovery.nat, discovery.reflexive) == (nat, reflexive)
 
 
+@pytest.mark.parametrize(
+    ("server", "own", "seen", "translated"),
+    [
+        (SERVERS[0], OWN[0], OWN[0], False),
+        (SERVERS[0], OWN[0], "203.0.113.1:4000", True),
+        ("[2001:db8::1]:3478", "[2001:db8::2]:51820", "[2001:db8::9]:4000", False),
+    ],
+    ids=["public", "behind a NAT", "behind a NAT for IPv6 alone"],
+)
+def test_only_a_nat_for_ipv4_has_a_router_to_ask_for_a_port(server: str, own: str, seen: str, translated: bool) -> None:
+    discovery = Discovery()
+    discovery.ask_all([server], [own], 0)
+    assert not discovery.is_four_translated
+    drive(discovery, {server: seen}, 1)
+    assert discovery.is_four_translated is translated
+
+
 def test_behind_a_nat_the_mapping_is_kept_and_without_one_nobody_is_bothered() -> None:
     behind, direct = Discovery(), Discovery()
     for discovery in (behind, direct):
