@@ -5,22 +5,27 @@ shared with the machine that runs the tests. Knows nothing of topologies.
 """
 
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
-from tests.lab.namespaces import Namespace, set_namespace
+from tests.lab.namespaces import Namespace
 from tests.lab.revealed import reveal
-from tests.lab.syscalls import called, mount
+from tests.lab.syscalls import (
+    CLONE_FS,
+    CLONE_NEWNS,
+    CLONE_NEWUTS,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_REC,
+    called,
+    mount,
+    on_a_thread,
+)
 
 __all__ = ["Machine"]
 
 T = TypeVar("T")
-CLONE_NEWNS: Final = 0x00020000
-CLONE_NEWUTS: Final = 0x04000000
-CLONE_FS: Final = 0x00000200
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 
 class Machine(Namespace):
@@ -32,7 +37,7 @@ class Machine(Namespace):
         self._hosts_file = hosts_file
         hosts_file.write_text("127.0.0.1 localhost\n::1 localhost\n")
         self._hostname = hostname
-        self._descriptors = _on_a_thread(self._make)
+        self._descriptors = on_a_thread(self._make)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` on this machine, on a thread of its own. Its working directory there is /."""
@@ -40,11 +45,11 @@ class Machine(Namespace):
         def body() -> T:
             called("unshare", CLONE_FS)  # setns(2) changes the mounts only of who shares its root with nobody
             for descriptor, kind in zip(self._descriptors, (CLONE_NEWNS, CLONE_NEWUTS), strict=True):
-                set_namespace(descriptor, kind)
+                called("setns", descriptor, kind)
             with self.enter():
                 return function()
 
-        return _on_a_thread(body)
+        return on_a_thread(body)
 
     def delete(self) -> None:
         for descriptor in self._descriptors:
@@ -63,21 +68,3 @@ class Machine(Namespace):
         name = self._hostname.encode()
         called("sethostname", name, len(name))
         return os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), os.open("/proc/thread-self/ns/uts", os.O_RDONLY)
-
-
-def _on_a_thread(function: Callable[[], T]) -> T:
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
-            errors.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -1,7 +1,7 @@
 """Network namespaces: make, enter, end. A thread enters one; the rest of the process stays where it is."""
 
 import contextlib
-import ctypes
+import errno
 import os
 import signal
 import socket
@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from tests.lab.syscalls import CLONE_NEWNET, MNT_DETACH, MS_BIND, MS_REC, MS_SHARED, called, mount, on_a_thread
 from tests.lab.waiting import eventually
+from tests.lab.wires import Wires
 
-__all__ = ["Namespace", "end_processes_in", "set_namespace"]
+__all__ = ["Namespace", "end_processes_in"]
 
-CLONE_NEWNET: Final = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
+_DIRECTORY: Final = Path("/run/netns")  # where `ip` looks
 
 
 class Namespace:
@@ -23,13 +24,20 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.path = Path("/run/netns", name)
-        subprocess.run(["ip", "netns", "add", name], check=True)
+        self.path = _DIRECTORY / name
+        _share_directory()
+        self.path.touch(exist_ok=False)
+        on_a_thread(self._begin)
         self._net = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         # Without duplicate address detection (RFC 4862), which would hold new addresses back for a second or two.
         for scope in ("all", "default"):
             self.sysctl(f"net.ipv6.conf.{scope}.accept_dad", 0)
-        self.batch("link set lo up")
+        with self.wires() as wires:
+            wires.up("lo")
+
+    def _begin(self) -> None:
+        called("unshare", CLONE_NEWNET)
+        mount("/proc/thread-self/ns/net", str(self.path), None, MS_BIND)
 
     def sysctl(self, name: str, value: int | str) -> None:
         with self.enter():
@@ -40,17 +48,28 @@ class Namespace:
         subprocess.run(["ip", "-n", self.name, "-batch", "-"], input="\n".join(lines), text=True, check=True)
 
     @contextlib.contextmanager
+    def wires(self) -> Iterator[Wires]:
+        """What makes links, addresses and routes here, without a process for each."""
+        with self.enter(), Wires() as wires:
+            yield wires
+
+    @property
+    def descriptor(self) -> int:
+        """The open namespace."""
+        return self._net
+
+    @contextlib.contextmanager
     def enter(self) -> Iterator[None]:
         """Move the calling thread into the namespace. Sockets and processes made meanwhile stay in it for good.
 
         Not across an `await`: other tasks of the thread would find themselves here.
         """
         with Path("/proc/thread-self/ns/net").open() as back:
-            set_namespace(self._net, CLONE_NEWNET)
+            called("setns", self._net, CLONE_NEWNET)
             try:
                 yield
             finally:
-                set_namespace(back.fileno(), CLONE_NEWNET)
+                called("setns", back.fileno(), CLONE_NEWNET)
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A socket of this namespace, for use anywhere."""
@@ -63,14 +82,20 @@ class Namespace:
 
     def delete(self) -> None:
         os.close(self._net)
-        subprocess.run(["ip", "netns", "del", self.name], check=True)
+        called("umount2", str(self.path).encode(), MNT_DETACH)
+        self.path.unlink()
 
 
-def set_namespace(descriptor: int, kind: int) -> None:
-    """setns(2) for the calling thread; Python has it since 3.12 only."""
-    if _libc.setns(descriptor, kind) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"setns: {os.strerror(number)}")
+def _share_directory() -> None:
+    """Have what ends here end in all mount namespaces, as `ip netns add` does."""
+    _DIRECTORY.mkdir(exist_ok=True)
+    try:
+        mount("", str(_DIRECTORY), "none", MS_SHARED | MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        mount(str(_DIRECTORY), str(_DIRECTORY), "none", MS_BIND | MS_REC)  # it was no mount of its own yet
+        mount("", str(_DIRECTORY), "none", MS_SHARED | MS_REC)
 
 
 def end_processes_in(namespaces: Iterable[Namespace]) -> None:

@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.lab.syscalls import called, mount
+from tests.lab.syscalls import CLONE_FS, CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, called, mount
 
 __all__ = ["reveal", "revealed"]
 
-CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _CHECKOUT = Path(__file__).parents[2]
 
 

@@ -1,11 +1,39 @@
-"""System calls that Python has no function for, through libc; one that fails raises an OSError that names it."""
+"""System calls that Python 3.11 has no function for, through libc; one that fails raises an OSError that names it.
+
+And a thread of its own for those that change the thread for good.
+"""
 
 import ctypes
 import os
-from typing import Final
+import threading
+from collections.abc import Callable
+from typing import Final, TypeVar
 
-__all__ = ["called", "mount"]
+__all__ = [
+    "CLONE_FS",
+    "CLONE_NEWNET",
+    "CLONE_NEWNS",
+    "CLONE_NEWUTS",
+    "MNT_DETACH",
+    "MS_BIND",
+    "MS_PRIVATE",
+    "MS_REC",
+    "MS_SHARED",
+    "called",
+    "mount",
+    "on_a_thread",
+]
 
+T = TypeVar("T")
+CLONE_FS: Final = 0x00000200
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWNET: Final = 0x40000000
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
+MS_SHARED: Final = 0x100000
+MNT_DETACH: Final = 2
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -19,3 +47,22 @@ def called(function: str, *arguments: object) -> None:
 def mount(source: str, target: str, kind: str | None, flags: int = 0) -> None:
     """mount(2). Raises OSError."""
     called("mount", source.encode(), target.encode(), kind.encode() if kind else None, flags, None)
+
+
+def on_a_thread(function: Callable[[], T]) -> T:
+    """Run it on a thread of its own, which ends with it; returns and raises what it does."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
+            errors.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -33,6 +33,13 @@ def test_hosts_of_a_switch_reach_each_other_over_both_families() -> None:
         assert reaches(a, b.address6)
 
 
+def test_what_the_kernel_refuses_is_an_error_with_its_reason() -> None:
+    with Lab() as lab:
+        host = lab.host("host", lab.switch("net"))
+        with host.machine.wires() as wires, pytest.raises(FileExistsError):
+            wires.bridge("eth0")
+
+
 def test_hosts_of_two_switches_do_not_reach_each_other_without_a_router() -> None:
     with Lab() as lab:
         a, b = lab.host("a", lab.switch("one")), lab.host("b", lab.switch("two"))

@@ -71,7 +71,8 @@ class Switch:
         self._free = self.network.hosts()
         self._free6: Iterator[IPv6Address] = (self.network6[n] for n in itertools.count(1))
         namespace.sysctl("net.ipv6.conf.default.disable_ipv6", 1)  # a switch has no addresses
-        namespace.batch("link add bridge type bridge", "link set bridge up")
+        with namespace.wires() as wires:
+            wires.bridge("bridge")
 
     def __repr__(self) -> str:
         return f"<Switch {self.name} {self.network} {self.network6}>"
@@ -219,8 +220,8 @@ class Host:
             f"address del {old6}/{length6} dev {port.link}",
             f"address add {new}/{length} dev {port.link}",
             f"address add {new6}/{length6} dev {port.link} nodad",
-            *_default_routes(port),
         )
+        _route_by_gateway(self, port)
         return port
 
 
@@ -278,15 +279,13 @@ class Lab:
         port = Port(switch, f"eth{len(host.ports)}", f"port{len(switch.hosts)}", address, address6)
         host.ports.append(port)
         switch.hosts.append(host)
-        host.machine.batch(
-            f"link add {port.link} type veth peer name {port.switch_link} netns {switch.namespace.name}",
-            f"address add {address}/{switch.network.prefixlen} dev {port.link}",
-            f"address add {address6}/{switch.network6.prefixlen} dev {port.link} nodad",
-            f"link set {port.link} up",
-        )
-        switch.namespace.batch(f"link set {port.switch_link} master bridge", f"link set {port.switch_link} up")
-        if switch.gateway is not None:
-            host.machine.batch(*_default_routes(port))
+        with host.machine.wires() as wires:
+            wires.cable(port.link, port.switch_link, switch.namespace.descriptor)
+            wires.address(port.link, address, switch.network.prefixlen)
+            wires.address(port.link, address6, switch.network6.prefixlen)
+        with switch.namespace.wires() as wires:
+            wires.join(port.switch_link, "bridge")
+        _route_by_gateway(host, port)
         return port
 
     def router(self, name: str, *switches: Switch) -> Host:
@@ -318,7 +317,7 @@ class Lab:
         port.switch.gateway = port
         for host in port.switch.hosts:
             if host is not router:
-                host.machine.batch(*_default_routes(host.port(port.switch)))
+                _route_by_gateway(host, host.port(port.switch))
 
     def _end(self) -> None:
         for host in reversed(self.hosts.values()):
@@ -336,11 +335,10 @@ class Lab:
                 print(f"--- {host.name}: {process!r} (exit code {process.returncode})\n{process.output}")
 
 
-def _default_routes(port: Port) -> list[str]:
+def _route_by_gateway(host: Host, port: Port) -> None:
     gateway = port.switch.gateway
     if gateway is None:
-        return []
-    return [
-        f"route replace default via {gateway.address} dev {port.link}",
-        f"route replace ::/0 via {gateway.address6} dev {port.link}",
-    ]
+        return
+    with host.machine.wires() as wires:
+        wires.default_route(port.link, gateway.address)
+        wires.default_route(port.link, gateway.address6)
