@@ -15,6 +15,7 @@ import pytest
 
 from agentd.model import LinkSettings, Observed, ObservedPeer
 from agentd.operations import Operation
+from agentd.plan import Choices
 from agentd.reconcile import Applied, Reconciler
 from controller.wire.netmap import Netmap, Rule
 from tests.kernel.maps import Member, netmap
@@ -77,14 +78,16 @@ class Node(OnHost):
         self.member = Member(number, endpoints=(place,))
         self.netmap: Netmap | None = None
         self.put_back = 0.0  # when `watching` last did (time.monotonic)
-        self.reconciler = Reconciler(self.settings, self.member.private_key)
+        self.late: set[str] = set()  # names of those with whom a handshake without an end is begun anew
+        self._choices = Choices(anew=lambda peer: peer.name in self.late)
+        self.reconciler = Reconciler(self.settings, self.member.private_key, choices=self._choices)
         self.call(self.reconciler.start)
 
     def restart(self, **settings: Any) -> None:
         """As after a restart of agentd: a reconciler that knows nothing but what it sees, perhaps with new settings."""
         self.call(self.reconciler.close)
         self.settings = replace(self.settings, **settings)
-        self.reconciler = Reconciler(self.settings, self.member.private_key)
+        self.reconciler = Reconciler(self.settings, self.member.private_key, choices=self._choices)
         self.call(self.reconciler.start)
 
     def apply(self, wanted: Netmap) -> Applied:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentd.operations import PeerChange
 from tests.kernel.maps import Member, netmap
-from tests.kernel.nodes import BACKENDS, Backend, Node, listening, pair
+from tests.kernel.nodes import BACKENDS, Backend, Node, listening, on_one_switch, pair
 from tests.lab import Host, eventually
 
 
@@ -179,3 +180,17 @@ def test_route_and_source_address_follow_an_address_change(nodes: tuple[Node, No
     assert moved.address in addresses
     assert f"{left.member.address}/32" not in addresses
     assert left.plan() == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_handshake_that_came_too_early_is_begun_anew_when_the_other_is_there(backend: Backend) -> None:
+    with on_one_switch(backend, "ab") as (left, right):
+        left.meet(right)
+        left.ping(right.member.address, wait=0.1)
+        eventually(lambda: left.peer(right).tx_bytes > 0, 10, what="the beginning of a handshake")
+        right.meet(left)
+        left.late.add(right.member.name)
+        began = [change.action for change in left.meet(right).operations if isinstance(change, PeerChange)]
+        assert began == ["remove", "add", "change"]
+        eventually(lambda: left.peer(right).last_handshake > 0, 4, what="a handshake")  # REKEY_TIMEOUT is 5 s
+        assert left.plan() == []
