@@ -8,7 +8,7 @@ from datetime import datetime
 from controller.explain import explained
 from controller.mesh.hub import Hub
 from controller.problems import Kind, Refused
-from controller.wire.calls import judge, needed
+from controller.wire.calls import judge, needed, taking_out
 from controller.wire.services import CallExplanation, CallQuestion
 
 __all__ = ["explain_call"]
@@ -36,12 +36,14 @@ def explain_call(hub: Hub, question: CallQuestion, now: datetime) -> CallExplana
     verdict = judge(policy, node.addresses[0], name, "tools/call", params, now=now.timestamp())
     revision, document = hub.policy()
     refusal = verdict.refusal
+    out = taking_out(policy, node.addresses[0], name, question.tool, now.timestamp()) if refusal is not None else ()
     return CallExplanation(
         source=node.name,
         service=name,
         tool=question.tool,
         allowed=verdict.allowed,
         grants=tuple(explained(hub, grant) for grant in document.grants if grant.id in verdict.grants),
+        taken_out_by=tuple(explained(hub, grant) for grant in document.grants if grant.id in out),
         reason=refusal.message if refusal is not None else None,
         needed=needed(name, refusal) if refusal is not None else "",
         policy_revision=revision,

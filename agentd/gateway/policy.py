@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from controller.wire.arguments import ArgumentCheck, ToolChecks, compile_tool_rules
 from controller.wire.base import Address
-from controller.wire.calls import Refusal, Use, fold_name, needed, uri_test, uses
+from controller.wire.calls import Refusal, Use, fold_name, needed, no_grant, uri_test, uses
 from controller.wire.matching import TextTest, compile_globs
 from controller.wire.mcp import GatewayPolicy, McpGrant, Rate, Service
 from controller.wire.netmap import NodeId
@@ -213,7 +213,8 @@ class CompiledPolicy:
             if now < opening.expires:
                 break
         else:
-            return Refusal("service", f"no grant lets you use service {call.service!r}")
+            # Plain HTTP names nothing: any grant to the service opens it, as it does `ping`.
+            return no_grant(call.service, "ping" if call.era == "http" else call.method, call.params)
         if call.era == "http":
             return (_Way(opening, None, ()),)
         return _judge_uses(access, opening, call, now)

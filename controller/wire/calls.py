@@ -138,7 +138,7 @@ def judge(
     """May the node with mesh `address` send this request or notification to `service` at `now` (epoch seconds)?"""
     grants = grants_for(policy, address, service, now)
     if not grants:
-        return Verdict(refusal=Refusal("service", f"no grant lets you use service {service!r}"))
+        return Verdict(refusal=no_grant(service, method, params))
     found = uses(method, params)
     if isinstance(found, Refusal):
         return Verdict(refusal=found)
@@ -151,6 +151,23 @@ def judge(
             return verdict
         allowing += verdict.grants
     return Verdict(tuple(dict.fromkeys(allowing)))
+
+
+def no_grant(service: str, method: str, params: Mapping[str, Any]) -> Refusal:
+    """The refusal of a request for which there is no grant to the service at all: what it wanted is named anyway."""
+    wanted = uses(method, params)
+    use = wanted[0] if not isinstance(wanted, Refusal) and wanted else None
+    return Refusal("service", f"no grant lets you use service {service!r}", use)
+
+
+def taking_out(policy: GatewayPolicy, address: Address, service: str, tool: str, now: float) -> tuple[str, ...]:
+    """The grants that name the tool for this address, and take it out again by `deny_tools`."""
+    use = Use("tool", tool)
+    return tuple(
+        grant.id
+        for grant in grants_for(policy, address, service, now)
+        if grant.deny_tools and compile_globs(grant.tools)(tool) and not _names(grant, use)
+    )
 
 
 def grants_for(policy: GatewayPolicy, address: Address, service: str, now: float) -> list[McpGrant]:

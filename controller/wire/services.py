@@ -81,13 +81,17 @@ class CallQuestion(Message):
 
 
 class CallExplanation(Message):
-    """May `source` call this tool with these arguments? By which `grants`; or why not, and the grant `needed`."""
+    """May `source` call this tool with these arguments? By which `grants`; or why not, and the grant `needed`.
+
+    `taken_out_by`: when it is denied, the grants that name the tool and take it out again by `deny_tools`.
+    """
 
     source: NodeName
     service: ServiceName
     tool: str
     allowed: bool
     grants: tuple[ExplainedGrant, ...] = ()
+    taken_out_by: tuple[ExplainedGrant, ...] = ()
     reason: str | None = None
     needed: str = ""
     policy_revision: Revision

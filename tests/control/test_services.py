@@ -365,7 +365,9 @@ class TestExplain:
         denied = await ask("caller", "create_issue")
         assert (denied["allowed"], denied["grants"]) == (False, [])
         assert denied["needed"] == "a grant to svc:github with mcp: {tools: [create_issue]}"
-        assert (await ask("stranger", "search_code"))["needed"] == "a grant to svc:github"
+        assert (await ask("stranger", "search_code"))["needed"] == (
+            "a grant to svc:github with mcp: {tools: [search_code]}"
+        )
         missing = await admin.post("/policy/explain-call", json={"source": "x", "service": "github", "tool": "y"})
         assert missing.status_code == 404
 
@@ -376,7 +378,7 @@ class TestExplain:
         await put(
             admin,
             f"services: {{github: {GITHUB}}}\ngrants:\n  - {{from: tag:agents, to: svc:github,"
-            " mcp: {tools: [get_file], args: {get_file: {path: {under: /project-x}}}}}\n",
+            " mcp: {tools: ['*'], deny_tools: [drop_*], args: {get_file: {path: {under: /project-x}}}}}\n",
         )
         (tmp_path / "ca.pem").write_text(controller.context.authority.pem)
         url = f"https://127.0.0.1:{controller.port}"
@@ -390,3 +392,9 @@ class TestExplain:
         assert "get_file" in bad.out
         nonsense = await asyncio.to_thread(cli, *ask, "[1]")
         assert "is not a JSON object" in nonsense.err
+        twice = await asyncio.to_thread(cli, *ask, '{"path": "/etc", "path": "/project-x/a"}')
+        assert "the key 'path' comes twice" in twice.err
+        dropping = [word if word != "get_file" else "drop_table" for word in ask]
+        out = await asyncio.to_thread(cli, *dropping, "{}")
+        assert out.code == 1
+        assert "line 3, column 5: names it, and takes it out by deny_tools" in out.out

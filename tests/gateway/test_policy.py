@@ -53,8 +53,9 @@ def test_nothing_is_allowed_without_a_grant() -> None:
     decision = compiled().decide(caller(), tool_call("get_file"), 0.0)
     assert decision == Deny(
         Code.DENIED,
-        "no grant lets you use service 'alpha'; an admin could add a grant to svc:alpha for agent-1",
-        "a grant to svc:alpha",
+        "no grant lets you use service 'alpha'; an admin could add "
+        "a grant to svc:alpha with mcp: {tools: [get_file]} for agent-1",
+        "a grant to svc:alpha with mcp: {tools: [get_file]}",
     )
 
 
@@ -71,6 +72,18 @@ def test_a_denied_tool_names_the_grant_that_would_be_needed() -> None:
     assert decision.grant_needed == "a grant to svc:alpha with mcp: {tools: [create_issue]}"
     assert "create_issue" in decision.message
     assert "agent-1" in decision.message
+
+
+def test_who_has_no_grant_at_all_is_told_one_that_names_what_was_wanted() -> None:
+    tables, stranger = compiled(grant(tools=("*",))), caller(ADDRESSES[2])
+    plain = Call(service="alpha", era="http", method="GET", name="/x", arguments=None, request_id=None, body=b"")
+    for wanted, needed in (
+        (tool_call("add"), "a grant to svc:alpha with mcp: {tools: [add]}"),
+        (plain, "a grant to svc:alpha"),
+    ):
+        decision = tables.decide(stranger, wanted, 0.0)
+        assert isinstance(decision, Deny)
+        assert decision.grant_needed == needed
 
 
 def test_deny_tools_holds_in_every_spelling_of_the_name() -> None:

@@ -88,6 +88,10 @@ def _explain_call(source: str, service: str, tool: str, args: str, *, json: bool
                 ("policy", f"revision {found.policy_revision}"),
                 *(_grant(grant) for grant in found.grants),
                 *((("because", plain(found.reason)),) if found.reason else ()),
+                *(
+                    (name, f"{where}: names it, and takes it out by deny_tools")
+                    for name, where in map(_grant, found.taken_out_by)
+                ),
                 *((("needed", plain(found.needed)),) if found.needed else ()),
             )
         )

@@ -44,12 +44,21 @@ def seconds(text: str) -> int:
 def json_object(text: str, option: str, like: str) -> dict[str, Any]:
     """What an option says as a JSON object. Raises InputError."""
     try:
-        value = loads(text)
+        value = loads(text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{option} {text!r} is not JSON: {error}") from error
+        raise InputError(f"{option} {text!r} is not JSON that everybody reads alike: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{option} {text!r} is not a JSON object: write it like '{like}'")
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which no key comes twice: a reader takes the first or the last, and a gateway refuses it."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found
 
 
 def build(make: Callable[[], M]) -> M:
