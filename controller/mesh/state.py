@@ -42,6 +42,7 @@ class MeshState:
         self.revision: Revision = fleet.revision
         self._loaded: Final = fleet.revision
         self._rules_changed = False  # since then
+        self.granted: Revision = fleet.revision  # with this, the policy or a temporary grant changed last, since then
         self._seen: OrderedDict[str, Revision] = OrderedDict()
         self._records: dict[NodeId, NodeRecord] = {}
         self._entries: dict[NodeId, Entry] = {}
@@ -160,9 +161,10 @@ class MeshState:
         for name, place in change.services.items():
             if self._is_news(key_of(name), change.revision):
                 self._set_place(name, place, touched)
-        if self._take_grants(change):
-            self._recompile(now, touched)
         self.revision = max(self.revision, change.revision)
+        if self._take_grants(change):
+            self.granted = self.revision
+            self._recompile(now, touched)
         return touched.affected()
 
     def expire(self, now: float) -> Affected:

@@ -12,7 +12,7 @@ from controller.records import Change, NodeRecord, PolicyRecord
 from controller.wire.stream import Applied, Bye, ControllerFrame, DeltaFrame, Snapshot
 
 from .mesh_agents import Agent, agent, hello, netmap, until
-from .mesh_fleet import NOW, fleet, key, node
+from .mesh_fleet import NOW, fleet, key, node, temporary
 
 POLICY = "grants: [{from: tag:agents, to: tag:tools, ip: [tcp:443]}]"
 
@@ -220,6 +220,39 @@ async def test_presence_says_what_is_in_force_and_who_is_behind(hub: Hub) -> Non
     gone = hub.presence("n3")
     assert (gone.online, gone.in_force, gone.behind) == (False, 7, False)
     assert gone.last_seen is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [Change(6, {}, policy=PolicyRecord(6, POLICY.replace("443", "444")))],
+        [Change(6, {}, grants={"t1": temporary(1, "tag:agents", "tag:tools")})],
+        [Change(6, {}, grants={"t1": temporary(1, "tag:agents", "tag:tools")}), Change(7, {}, grants={"t1": None})],
+        [Change(revision, {"n8": node(8, "agents")}) for revision in range(6, 107)],
+    ],
+)
+async def test_hosts_that_are_too_far_back_to_be_continued_after_a_restart_are_brought_up(
+    hub: Hub, changes: list[Change]
+) -> None:
+    async with agent(hub, 7) as other:
+        await until(other.has(5))
+        for change in changes:
+            hub.publish(change)
+        hub.bring_up()
+        await until(other.has(hub.revision))
+        hub.bring_up()
+        await asyncio.sleep(0)
+        assert len(other.frames) == 2
+
+
+async def test_hosts_that_can_be_continued_after_a_restart_are_left_alone(hub: Hub) -> None:
+    async with agent(hub, 7) as other:
+        await until(other.has(5))
+        hub.publish(Change(6, {"n8": node(8, "agents")}))
+        hub.bring_up()
+        hub.publish(Change(7, {"n7": node(7, "agents")}))
+        await until(other.has(7))
+        assert len(other.frames) == 2
 
 
 async def test_a_revision_that_was_never_sent_is_not_believed(hub: Hub) -> None:
