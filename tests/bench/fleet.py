@@ -27,14 +27,15 @@ import psutil
 
 from controller.server import running
 from controller.settings import Listen, Settings
-from tests.bench.agents.population import Identity, populate
+from tests.bench.agents.churn import HOUR, Churn, move
+from tests.bench.agents.population import GROUP, Identity, populate
 from tests.bench.agents.streams import Streams
 from tests.bench.figures import Bench
 from tests.control.databases import postgresql_cluster
 
 AGENTS: Final = 5000
 PROCESSES: Final = 4
-FEW: Final = 500  # agents of the smaller fleet that a change is compared with
+LEAST: Final = 20
 CHANGES: Final = 40
 LARGE_CHANGES: Final = 10
 SNAPSHOTS: Final = 7
@@ -43,9 +44,23 @@ SERVE: Final = (sys.executable, "-c", "from controller.start import main; main()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--agents", type=int, default=AGENTS, help=f"how many agents connect (default {AGENTS})")
+    parser.add_argument("--agents", type=agents, default=AGENTS, help=f"how many agents connect (default {AGENTS})")
     parser.add_argument("--database", choices=("both", "sqlite", "postgresql"), default="both")
-    parser.add_argument("--churn", type=float, default=60.0, help="seconds of changes while memory is watched")
+    parser.add_argument(
+        "--churn",
+        type=int,
+        default=HOUR,
+        help=f"events while memory is watched (default {HOUR}: one a second for an hour)",
+    )
+
+
+def agents(text: str) -> int:
+    """The value of --agents. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < LEAST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of at least {LEAST} agents: with fewer, nothing is compared"
+        )
+    return int(text)
 
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:
@@ -90,26 +105,27 @@ def fleet(bench: Bench, options: argparse.Namespace, database: str, url: str | N
         state = directory / "state"
         bench.say(f"{database}: making {options.agents} nodes …")
         began = time.monotonic()
-        token, mesh, identities = asyncio.run(found(state, url, options.agents, directory))
+        fewer = options.agents // 10  # the smaller fleet that a change is compared with
+        size = min(GROUP, fewer)
+        token, mesh, identities = asyncio.run(found(state, url, options.agents, size, directory))
         bench.say(f"{database}: made in {time.monotonic() - began:.0f} s")
         port = free_port()
         with serving(state, url, port) as served:
             api = stack.enter_context(client(served, state, token))
             empty = served.memory
             groups = [stack.enter_context(part) for part in streams(identities, port, state, mesh)]
-            few = [one.name for one in identities[1 : FEW + 1]]
-            everybody(groups, "connect", few)
-            small = change_of_50(bench, api, groups, few, f"{database}, {FEW} agents")
+            everybody(groups, "connect", [one.name for one in identities[1 : fewer + 1]])
+            small = change_of_some(bench, api, groups, (fewer, size), database)
             began = time.monotonic()
             everybody(groups, "connect", None)
             bench.figure(f"{name}connect_all_s", time.monotonic() - began)
             bench.bar(f"{name}memory_per_agent_kb", (served.memory - empty) / options.agents / 1024, "<=", 100)
-            large = change_of_50(bench, api, groups, None, f"{database}, {options.agents} agents")
-            bench.bar(f"{name}change_of_50_p99_ms", percentile(large, 99) * 1000, "<=", 150)
-            bench.bar(f"{name}change_of_50_size_ratio", statistics.median(large) / statistics.median(small), "<=", 1.5)
+            large = change_of_some(bench, api, groups, (options.agents, size), database)
+            bench.bar(f"{name}change_of_{size}_p99_ms", percentile(large, 99) * 1000, "<=", 150)
+            ratio = statistics.median(large) / statistics.median(small)
+            bench.bar(f"{name}change_of_{size}_size_ratio", ratio, "<=", 1.5)
             change_of_all(bench, api, served, groups, name, options.agents)
             snapshots(bench, served, groups, name)
-            churn(bench, api, served, groups, name, options.churn)
             everybody(groups, "expect_return")
         with serving(state, url, port) as served:
             restarted = time.monotonic()
@@ -118,15 +134,20 @@ def fleet(bench: Bench, options: argparse.Namespace, database: str, url: str | N
             requests(bench, served, state, token, groups, name)
             back = [arrival for group in groups for arrival in group.receive()]
             bench.figure(f"{name}return_cpu_ms_per_agent", served.cpu / options.agents * 1000)
+            if options.churn:
+                api = stack.enter_context(client(served, state, token))
+                churn(bench, served, Churn(api, groups, guests(identities)), name, options.churn)
         bench.bar(f"{name}return_after_restart_s", max(at for at, _ in back) - restarted, "<=", 60)
         bench.bar(f"{name}snapshots_after_restart", sum(first == "snapshot" for _, first in back), "<=", 0)
 
 
-async def found(state: Path, url: str | None, agents: int, directory: Path) -> tuple[str, str, list[Identity]]:
+async def found(
+    state: Path, url: str | None, agents: int, size: int, directory: Path
+) -> tuple[str, str, list[Identity]]:
     settings = Settings(state_dir=state, listen=Listen("127.0.0.1", 0), database_url=url)
     async with running(settings) as controller:
         assert controller.first_token is not None
-        identities = await populate(controller, agents, directory)
+        identities = await populate(controller, agents, size, directory)
         return controller.first_token, controller.context.mesh.id, identities
 
 
@@ -172,30 +193,24 @@ def everybody(groups: list[Streams], *command: Any) -> list[Any]:
 
 def change(api: httpx.Client, name: str, number: int) -> tuple[float, int]:
     """Move a static peer; when the request was sent, and the revision that it made."""
-    path = f"/nodes/id-{name}"
-    etag = api.get(path).headers["etag"]
     began = time.monotonic()
-    answer = api.patch(
-        path, json={"endpoints": [f"192.0.2.{number % 250 + 1}:{1000 + number}"]}, headers={"if-match": etag}
-    )
-    answer.raise_for_status()
-    return began, int(answer.json()["revision"])
+    return began, move(api, name, number)
 
 
-def change_of_50(
-    bench: Bench, api: httpx.Client, groups: list[Streams], connected: list[str] | None, title: str
+def change_of_some(
+    bench: Bench, api: httpx.Client, groups: list[Streams], fleet_and_group: tuple[int, int], database: str
 ) -> list[float]:
-    """Seconds from the request to the last of the 50 hosts that a change concerns."""
+    """Seconds from the request to the last of the hosts that a change concerns, while so many are connected."""
     taken: list[float] = []
-    size = 50
+    connected, size = fleet_and_group
     for number in range(CHANGES):
-        group = number % (min(FEW, 500) // size)
+        group = number % min(connected // size, 10)
         began, revision = change(api, f"mover-{group}", number)
-        names = [f"n{one}" for one in range(group * size, (group + 1) * size)]
-        names = [name for name in names if connected is None or name in connected]
+        names = [f"n{one}" for one in range(group * size, min((group + 1) * size, connected - 1))]
         arrivals = [at for part in everybody(groups, "arrivals", revision, names) for at in part]
         taken.append(max(arrivals) - began)
-    bench.say(f"{title}: a change of 50 hosts reaches the last in {statistics.median(taken) * 1000:.1f} ms (median)")
+    middle = statistics.median(taken) * 1000
+    bench.say(f"{database}, {connected} agents: a change of {size} hosts reaches the last in {middle:.1f} ms (median)")
     return taken
 
 
@@ -225,23 +240,27 @@ def snapshots(bench: Bench, served: Served, groups: list[Streams], name: str) ->
     bench.bar(f"{name}snapshot_cpu_ms", statistics.median(cpu) * 1000, "<=", 60)
 
 
-def churn(bench: Bench, api: httpx.Client, served: Served, groups: list[Streams], name: str, seconds: float) -> None:
-    """Changes as fast as they are made; the controller's memory must not follow them."""
-    number = 0
+def guests(identities: list[Identity]) -> list[tuple[int, str]]:
+    """Agents that come and go, each with its process: in the middle, where no other measurement looks."""
+    middle = len(identities) // 2
+    return [
+        (number % PROCESSES, identities[number].name) for number in range(middle, min(middle + 100, len(identities)))
+    ]
 
-    def until(end: float) -> int:
-        nonlocal number
-        revision = 0
-        while time.monotonic() < end:
-            number += 1
-            _, revision = change(api, f"mover-{number % 10}", number)
-        return revision
 
-    until(time.monotonic() + seconds / 4)  # pools and caches fill
-    before, began = served.memory, number
-    until(time.monotonic() + seconds)
-    bench.figure(f"{name}churn_changes", number - began)
-    bench.figure(f"{name}churn_growth_kb", (served.memory - before) / 1024)
+def churn(bench: Bench, served: Served, events: Churn, name: str, count: int) -> None:
+    """So many events as fast as they are made; the controller's memory must not follow them."""
+    warm_up = count // 3  # pools, caches and logs fill
+    began = time.monotonic()
+    memory: list[int] = []
+    for number in range(warm_up + count):
+        if number in (warm_up, warm_up + count // 2):
+            memory.append(served.memory)
+        events.event(number)
+    memory.append(served.memory)
+    bench.figure(f"{name}churn_events_per_s", (warm_up + count) / (time.monotonic() - began))
+    bench.figure(f"{name}churn_second_half_growth_kb", (memory[-1] - memory[-2]) / 1024)
+    bench.bar(f"{name}churn_growth_percent", (memory[-1] / memory[0] - 1) * 100, "<=", 3)
 
 
 def requests(bench: Bench, served: Served, state: Path, token: str, groups: list[Streams], name: str) -> None:

@@ -20,7 +20,7 @@ from controller.store.values import StoredNode
 
 __all__ = ["GROUP", "POLICY", "Identity", "populate"]
 
-GROUP: Final = 50  # nodes that a change of one of them concerns
+GROUP: Final = 50  # nodes that a change of one of them concerns, where there are enough
 # The watcher sees everybody, and everybody the beacon; besides, a node sees its group.
 POLICY: Final = """\
 grants:
@@ -43,13 +43,13 @@ class Identity:
     certificate: Path
 
 
-async def populate(controller: Running, agents: int, directory: Path) -> list[Identity]:
-    """Make `agents` nodes, of which the first is the watcher, in groups of GROUP; and a static peer in each group.
+async def populate(controller: Running, agents: int, group_size: int, directory: Path) -> list[Identity]:
+    """Make `agents` nodes, of which the first is the watcher, in groups of that size; and a static peer in each group.
 
     The static peers `mover-N` and the `beacon` are what a bench changes: nobody is connected for them.
     """
-    groups = -(-(agents - 1) // GROUP)
-    wanted = [("watcher", None), *((f"n{n}", n // GROUP) for n in range(agents - 1))]
+    groups = -(-(agents - 1) // group_size)
+    wanted = [("watcher", None), *((f"n{n}", n // group_size) for n in range(agents - 1))]
     statics = [("beacon", None), *((f"mover-{group}", group) for group in range(groups))]
     identities: list[Identity] = []
     records: list[StoredNode] = []
