@@ -1,14 +1,13 @@
 """A real controller for tests: TLS on loopback, its own state directory, SQLite or PostgreSQL."""
 
-import itertools
+import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from controller.audit import Action
@@ -16,11 +15,11 @@ from controller.server import Running, running
 from controller.settings import Listen, Settings
 from controller.store.store import Store
 
-from .databases import postgresql_cluster
+from .databases import Databases, postgresql_cluster
 from .hosts import Host, new_node
 from .stores import MESH
 from .streams import POLICY
-from .support import Client, MovableClock, opened
+from .support import Client, MovableClock, migrated, opened
 
 
 @pytest.fixture
@@ -29,32 +28,38 @@ def clock() -> MovableClock:
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[Callable[[], AbstractAsyncContextManager[str]]]:
-    """Makes empty databases on one cluster; each call yields a database's URL."""
+def postgresql() -> Iterator[Databases]:
+    """Makes databases on one cluster."""
     with postgresql_cluster() as cluster:
-        numbers = itertools.count()
-
-        @asynccontextmanager
-        async def database() -> AsyncIterator[str]:
-            name = f"test{next(numbers)}"
-            admin = await asyncpg.connect(host=str(cluster.home), user="wardmesh", database="postgres")
-            try:
-                await admin.execute(f"CREATE DATABASE {name}")
-                yield f"postgresql://wardmesh@/{name}?host={cluster.home}"
-                await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-            finally:
-                await admin.close()
-
-        yield database
+        yield Databases(cluster)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of an empty database, of each kind in turn."""
+async def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of a database without any table, of each kind in turn."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'test.db'}"
         return
     async with request.getfixturevalue("postgresql")() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sqlite_with_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the newest schema and nothing in it, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "test.db"
+    asyncio.run(migrated(f"sqlite:///{path}"))
+    path.chmod(0o600)  # as a controller makes it
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path, sqlite_with_schema: Path) -> AsyncIterator[str]:
+    """The URL of a database with the newest schema and nothing in it, of each kind in turn."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{shutil.copy(sqlite_with_schema, tmp_path)}"
+        return
+    async with request.getfixturevalue("postgresql").with_schema() as url:
         yield url
 
 
@@ -80,7 +85,11 @@ async def settings(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 @pytest.fixture
-async def controller(settings: Settings, clock: MovableClock) -> AsyncIterator[Running]:
+async def controller(settings: Settings, clock: MovableClock, sqlite_with_schema: Path) -> AsyncIterator[Running]:
+    """At its first start. What that does to a database without tables, other tests see."""
+    if settings.database_url is None:
+        settings.state_dir.mkdir(mode=0o700)
+        shutil.copy(sqlite_with_schema, settings.state_dir / "controller.db")
     async with running(settings, clock) as started:
         yield started
 

@@ -1,16 +1,21 @@
 """Real databases for tests: a SQLite file, and a PostgreSQL cluster of our own that listens on a socket file only."""
 
+import itertools
 import os
 import pwd
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import asyncpg
+
 from tests.lab import eventually
+
+from .support import migrated
 
 SERVER_USER = "postgres"  # made by Debian's package; the server refuses to run as root
 
@@ -60,6 +65,48 @@ class Cluster:
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         _run([self._programs / program, "-D", self._data, *arguments], self.home, self._user)
+
+
+class Databases:
+    """Databases of one cluster, each for as long as its context: a call yields the URL of an empty one."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._home = cluster.home
+        self._numbers = itertools.count()
+        self._template: str | None = None
+
+    def __call__(self) -> AbstractAsyncContextManager[str]:
+        return self._database("template1")
+
+    @asynccontextmanager
+    async def with_schema(self) -> AsyncIterator[str]:
+        """One that has the newest schema already: a copy of one that was migrated once."""
+        if self._template is None:
+            await self._create("migrated", "template1")
+            await migrated(self._url("migrated"))
+            self._template = "migrated"
+        async with self._database(self._template) as url:
+            yield url
+
+    @asynccontextmanager
+    async def _database(self, template: str) -> AsyncIterator[str]:
+        name = f"test{next(self._numbers)}"
+        await self._create(name, template)
+        yield self._url(name)
+        await self._administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+    async def _create(self, name: str, template: str) -> None:
+        await self._administer(f"CREATE DATABASE {name} TEMPLATE {template}")
+
+    async def _administer(self, statement: str) -> None:
+        admin = await asyncpg.connect(host=str(self._home), user="wardmesh", database="postgres")
+        try:
+            await admin.execute(statement)
+        finally:
+            await admin.close()
+
+    def _url(self, name: str) -> str:
+        return f"postgresql://wardmesh@/{name}?host={self._home}"
 
 
 @contextmanager

@@ -46,6 +46,15 @@ def trust(controller: Running) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=controller.context.authority.pem)
 
 
+async def migrated(url: str) -> None:
+    """Make the newest schema in an empty database."""
+    engines = Engines(url)
+    try:
+        await migrate(engines)
+    finally:
+        await engines.dispose()
+
+
 @asynccontextmanager
 async def opened(url: str, clock: Callable[[], datetime]) -> AsyncIterator[Store]:
     """A migrated store on a database that may be shared with others."""

@@ -4,8 +4,6 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from controller.state_dir import StateDirError
 from controller.store.engine import StoreError
 
 from .agents import allow_all, connected, eventually_in_force, joined, until
+from .databases import Databases
 from .hosts import new_node
 from .support import Client, MovableClock
 from .test_process import client, run, serve
@@ -74,7 +73,7 @@ async def test_a_restored_mesh_is_the_same_mesh(settings: Settings, clock: Movab
 async def test_postgresql_and_sqlite_take_each_others_backups(
     clock: MovableClock,
     tmp_path: Path,
-    postgresql: Callable[[], AbstractAsyncContextManager[str]],
+    postgresql: Databases,
     direction: str,
 ) -> None:
     local = Settings(state_dir=tmp_path / "local", listen=LISTEN)

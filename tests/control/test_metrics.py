@@ -1,7 +1,5 @@
 """What monitoring sees: counts by route, the mesh as it is, and probes that need no token."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from controller.server import Running, running
 from controller.settings import Listen, Settings
 
+from .databases import Databases
 from .hosts import new_node
 from .support import Client, MovableClock
 
@@ -62,7 +61,7 @@ async def test_metrics_need_a_token_and_probes_do_not(controller: Running) -> No
 
 
 async def test_without_its_database_a_controller_is_alive_but_not_ready(
-    tmp_path: Path, clock: MovableClock, postgresql: Callable[[], AbstractAsyncContextManager[str]]
+    tmp_path: Path, clock: MovableClock, postgresql: Databases
 ) -> None:
     async with postgresql() as url:
         server, name = url.partition("?host=")[2], urlsplit(url).path.removeprefix("/")

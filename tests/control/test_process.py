@@ -13,8 +13,8 @@ import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 from controller.main import app
 from controller.server import running
 from controller.settings import Listen, Settings
+
+from .databases import Databases
 
 COMMAND = [sys.executable, "-c", "from controller.main import main; main()"]
 
@@ -177,7 +179,7 @@ class TestServe:
             assert f"{option} {value}: this mesh was made with" in refused.stderr
 
     async def test_serves_from_postgresql_and_refuses_a_second_controller_with_another_ca(
-        self, tmp_path: Path, postgresql: Callable[[], AbstractAsyncContextManager[str]]
+        self, tmp_path: Path, postgresql: Databases
     ) -> None:
         async with postgresql() as url:
             environment = {"WARDMESH_DATABASE_URL": url}

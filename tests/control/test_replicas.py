@@ -7,7 +7,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from controller.wire.stream import Applied, DeltaFrame
 from .agents import Agent as AgentdParts
 from .agents import connected, joined
 from .agents import until as agentd_until
+from .databases import Databases
 from .hosts import Host, new_key, new_node
 from .serving import POLICY as SERVICE_POLICY
 from .serving import all_healthy, held_by, is_healthy, server
@@ -35,7 +36,6 @@ from .test_policy_use import put
 from .test_process import Process, serve
 
 PATIENCE = 40.0  # seconds; a controller that died is missed after eight
-Databases = Callable[[], AbstractAsyncContextManager[str]]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from controller.store.upgrade import upgrade
 from .support import MovableClock, opened
 
 
-async def test_a_database_of_the_first_schema_keeps_its_changes(database_url: str, clock: MovableClock) -> None:
-    engines = Engines(database_url)
+async def test_a_database_of_the_first_schema_keeps_its_changes(empty_database_url: str, clock: MovableClock) -> None:
+    engines = Engines(empty_database_url)
     async with engines.write.begin() as connection:
         await connection.run_sync(upgrade, migrations_path(), "0001")
         await connection.execute(
@@ -23,13 +23,13 @@ async def test_a_database_of_the_first_schema_keeps_its_changes(database_url: st
             {"time": clock().replace(tzinfo=None) if engines.sqlite else clock()},
         )
     await engines.dispose()
-    async with opened(database_url, clock) as store:
+    async with opened(empty_database_url, clock) as store:
         assert await store.news_after(0) == Change(1)
 
 
-async def test_the_schema_that_migrations_make_is_the_models(database_url: str) -> None:
-    async with opened(database_url, MovableClock()):
-        engines = Engines(database_url)
+async def test_the_schema_that_migrations_make_is_the_models(empty_database_url: str) -> None:
+    async with opened(empty_database_url, MovableClock()):
+        engines = Engines(empty_database_url)
         async with engines.read.connect() as connection:
             differences = await connection.run_sync(
                 lambda sync: compare_metadata(
@@ -40,15 +40,15 @@ async def test_the_schema_that_migrations_make_is_the_models(database_url: str) 
     assert differences == []
 
 
-async def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
-    async with opened(database_url, MovableClock()):
+async def test_a_database_of_a_newer_version_is_refused(empty_database_url: str) -> None:
+    async with opened(empty_database_url, MovableClock()):
         pass
-    engines = Engines(database_url)
+    engines = Engines(empty_database_url)
     async with engines.write.begin() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     await engines.dispose()
     with pytest.raises(StoreError, match="newer wardmesh-controller"):
-        async with opened(database_url, MovableClock()):
+        async with opened(empty_database_url, MovableClock()):
             pass
 
 

@@ -1,7 +1,6 @@
 """What controllers tell each other of their hosts through PostgreSQL arrives as it was told, and costs little."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,12 +13,14 @@ from controller.store.engine import Engines
 from controller.store.migrate import migrate
 from controller.store.replicas import hear, tell
 
+from .databases import Databases
+
 ONE, TWO = Replica("one", "https://192.0.2.1:8443", 7), Replica("two", "https://192.0.2.2:8443", 8)
 OPENED = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 
 @pytest.fixture
-async def engines(postgresql: Callable[[], AbstractAsyncContextManager[str]]) -> AsyncIterator[Engines]:
+async def engines(postgresql: Databases) -> AsyncIterator[Engines]:
     async with postgresql() as url:
         engines = Engines(url)
         await migrate(engines)

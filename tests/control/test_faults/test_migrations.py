@@ -48,8 +48,8 @@ def content(connection: Connection) -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-async def test_data_of_a_released_schema_is_kept(database_url: str, clock: MovableClock, revision: str) -> None:
-    engines = Engines(database_url)
+async def test_data_of_a_released_schema_is_kept(empty_database_url: str, clock: MovableClock, revision: str) -> None:
+    engines = Engines(empty_database_url)
     try:
         async with engines.write.begin() as connection:
             await connection.run_sync(upgrade, migrations_path(), revision)
