@@ -20,8 +20,14 @@ _NETCHECK: Final = 5  # as much as so many paths
 
 @dataclass(frozen=True, slots=True)
 class _Word:
+    """`netcheck` is the report as JSON: a tenth of what its objects take, and it is seldom looked at.
+
+    `chosen`: of its relays, those that the host chose, and how far they are in seconds.
+    """
+
     paths: tuple[PathReport, ...] = ()
-    netcheck: NetcheckReport | None = None
+    netcheck: str | None = None
+    chosen: tuple[tuple[NodeId, float | None], ...] = ()
 
     @property
     def size(self) -> int:
@@ -38,7 +44,10 @@ class PathBook:
 
     def heard(self, node: NodeId, paths: tuple[PathReport, ...], netcheck: NetcheckReport | None = None) -> None:
         """All that a host has to say, instead of what it said before."""
-        word = _Word(paths, netcheck)
+        word = _Word(paths)
+        if netcheck is not None:
+            chosen = tuple((relay.node, relay.rtt) for relay in netcheck.relays if relay.chosen)
+            word = _Word(paths, netcheck.model_dump_json(), chosen)
         self._size += word.size - self._said.pop(node, _Word()).size
         self._said[node] = word
         while self._size > self._most and len(self._said) > 1:
@@ -53,4 +62,9 @@ class PathBook:
 
     def netcheck(self, node: NodeId) -> NetcheckReport | None:
         """What a host said last of the network that it is in."""
-        return self._said.get(node, _Word()).netcheck
+        said = self._said.get(node, _Word()).netcheck
+        return NetcheckReport.model_validate_json(said) if said is not None else None
+
+    def relays(self, node: NodeId) -> tuple[tuple[NodeId, float | None], ...]:
+        """The relays that a host is found behind, its first one first, and how far they are in seconds."""
+        return self._said.get(node, _Word()).chosen

@@ -3,7 +3,6 @@ relays' kernels answer when they are asked. No SQL here.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from heapq import nsmallest
 
 from controller.asking import Questions
@@ -12,7 +11,7 @@ from controller.paths import PathBook
 from controller.problems import Kind, Refused
 from controller.records import NodeRecord
 from controller.wire.asking import Answer
-from controller.wire.netcheck import HostNetcheck, NetcheckReport
+from controller.wire.netcheck import HostNetcheck
 from controller.wire.netmap import NodeId
 from controller.wire.relay_use import MeshRelay, RelayDetail, Relayed, RelayedPair, RelayUser
 
@@ -111,15 +110,7 @@ def _name(hub: Hub, node: NodeId) -> str:
 def _users(hub: Hub, book: PathBook) -> defaultdict[NodeId, list[RelayUser]]:
     """By relay, the hosts that chose it."""
     found: defaultdict[NodeId, list[RelayUser]] = defaultdict(list)
-    for record, report in _reports(hub, book):
-        chosen = [distance for distance in report.relays if distance.chosen]
-        for place, distance in enumerate(chosen):
-            found[distance.node].append(RelayUser(name=record.name, spare=place > 0, rtt=distance.rtt))
-    return found
-
-
-def _reports(hub: Hub, book: PathBook) -> Iterator[tuple[NodeRecord, NetcheckReport]]:
     for record in hub.records():
-        report = book.netcheck(record.id)
-        if report is not None and hub.here(record.id).online:
-            yield record, report
+        for place, (node, rtt) in enumerate(book.relays(record.id) if hub.here(record.id).online else ()):
+            found[node].append(RelayUser(name=record.name, spare=place > 0, rtt=rtt))
+    return found

@@ -81,10 +81,11 @@ class Scripted(OnHost):
 
     async def _open(self) -> None:
         for port in (5351, 1900):
-            made = await asyncio.get_running_loop().create_datagram_endpoint(
+            transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
                 lambda: _Answering(self), local_addr=("0.0.0.0", port)
             )
-            self._transports.append(made[0])
+            protocol.transport = transport
+            self._transports.append(transport)
 
     def serve(self, port: int, answers: Iterable[bytes]) -> None:
         """Answer one connection after another with these bytes, and hang up."""
@@ -120,12 +121,9 @@ class Scripted(OnHost):
 class _Answering(asyncio.DatagramProtocol):
     def __init__(self, router: Scripted) -> None:
         self._router = router
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self.transport: asyncio.DatagramTransport | None = None
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         answer = self._router.heard(data)
-        if answer is not None:
-            self._transport.sendto(answer, addr)
+        if answer is not None and self.transport is not None:
+            self.transport.sendto(answer, addr)
