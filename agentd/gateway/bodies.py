@@ -23,14 +23,13 @@ _ID, _ARGUMENTS = f"id-{secrets.token_hex(16)}", f"arguments-{secrets.token_hex(
 class BodyForm:
     """The bytes around id and arguments, in the order in which a client writes them. Some calls have no arguments."""
 
-    __slots__ = ("_after", "_before", "_between", "_id_first", "_least")
+    __slots__ = ("_after", "_before", "_between", "_id_first")
 
     def __init__(self, before: bytes, between: bytes | None, after: bytes, *, id_first: bool) -> None:
         self._before = before
         self._between = between
         self._after = after
         self._id_first = id_first
-        self._least = len(before) + len(after)
 
     @classmethod
     def of(cls, body: bytes) -> "BodyForm | None":
@@ -43,21 +42,24 @@ class BodyForm:
         if "arguments" in params:
             params["arguments"] = _ARGUMENTS
         text = orjson.dumps(message)
-        first, second = sorted((b'"%b"' % _ID.encode(), b'"%b"' % _ARGUMENTS.encode()), key=text.find)
-        if "arguments" not in params:
-            first, second = second, b""
-        before, _, rest = text.partition(first)
-        between, _, after = rest.partition(second) if second else (None, b"", rest)
         if len(text) > _LARGEST:
             return None
-        return cls(before, between, after, id_first=not second or _ID.encode() in first)
+        before, _, after = text.partition(orjson.dumps(_ID))
+        if "arguments" not in params:
+            return cls(before, None, after, id_first=True)
+        arguments = orjson.dumps(_ARGUMENTS)
+        if arguments in after:
+            between, _, after = after.partition(arguments)
+            return cls(before, between, after, id_first=True)
+        before, _, between = before.partition(arguments)
+        return cls(before, between, after, id_first=False)
 
     def read(self, body: bytes, depth: int) -> tuple[int, dict[str, Any] | None] | None:
         """The id and the arguments of a body of this form; None for any other, and for one that is to be refused.
 
         `depth` is the one under which the first was accepted.
         """
-        if not body.startswith(self._before) or not body.endswith(self._after) or len(body) <= self._least:
+        if not body.startswith(self._before) or not body.endswith(self._after):
             return None
         start, end, between = len(self._before), len(body) - len(self._after), self._between
         if between is None:

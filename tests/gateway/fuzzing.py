@@ -65,6 +65,24 @@ def request(rng: random.Random, host: str) -> bytes:
     return made + _request(rng, host) if rng.random() < 0.05 else made
 
 
+def familiar(rng: random.Random, host: str) -> bytes:
+    """A call as one client makes it again and again, with arguments of its own; its head is right, its body nearly."""
+    message = {"jsonrpc": "2.0", "id": rng.randrange(1000), "method": "tools/call"}
+    text = json.dumps(
+        {**message, "params": {"name": "add", "arguments": _arguments(rng), "_meta": META}}, separators=(",", ":")
+    )
+    for _ in range(rng.choice((0, 0, 0, 1))):
+        text = _confused(rng, text)
+    body = text.encode("utf-8", "surrogatepass")
+    for _ in range(rng.choice((0, 0, 0, 0, 1, 2))):
+        body = _damaged(rng, body)
+    lines = (
+        *(f"Host: {host}", "Content-Type: application/json", "Accept: application/json, text/event-stream"),
+        *(f"MCP-Protocol-Version: {MODERN}", "Mcp-Method: tools/call", "Mcp-Name: add", f"Content-Length: {len(body)}"),
+    )
+    return f"POST /mcp HTTP/1.1\r\n{''.join(f'{line}{chr(13)}{chr(10)}' for line in lines)}\r\n".encode() + body
+
+
 def _request(rng: random.Random, host: str) -> bytes:
     body, headers = _message(rng)
     lines = [f"Host: {host}", "Content-Type: application/json", "Accept: application/json, text/event-stream", *headers]

@@ -115,8 +115,7 @@ class Connection(asyncio.Protocol):
 
     def _arrived_whole(self, head: RequestHead, body: bytes) -> None:
         """A whole request behind a head that the parser knows already."""
-        exchange = Exchange(self, head)
-        exchange.arrived_whole(body)
+        exchange = Exchange(self, head, body)
         self.deadline = math.inf
         waiting = self._wanted is not None and not self._wanted.done() and self._begun is None
         if waiting and (begun := self._server.app.begin(exchange)) is not None:

@@ -55,10 +55,14 @@ class Exchange:
     _fault: BadRequestError | None = None
     _waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, connection: "Connection", head: RequestHead) -> None:
+    def __init__(self, connection: "Connection", head: RequestHead, body: bytes | None = None) -> None:
+        """`body`: all of it, if it is there already."""
         self._connection = connection
         self.head = head
-        self._body: list[bytes] = []
+        self._body = [body] if body is not None else []
+        if body is not None:
+            self._buffered = len(body)
+            self.complete_head = self.complete_body = True
 
     @property
     def peer(self) -> str:
@@ -129,12 +133,6 @@ class Exchange:
             raise self._fault
 
     # --- events of the connection
-
-    def arrived_whole(self, body: bytes) -> None:
-        """All of the request is there."""
-        self._body.append(body)
-        self._buffered = len(body)
-        self.complete_head = self.complete_body = True
 
     def whole_body(self) -> bytes | None:
         """The body, if it is all there."""
