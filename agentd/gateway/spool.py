@@ -66,6 +66,13 @@ def _segment(directory: Path, first: int) -> Path:
     return directory / f"{first:020d}{SEGMENT_SUFFIX}"
 
 
+def _size(segment: Path) -> int:
+    try:
+        return segment.stat().st_size
+    except FileNotFoundError:  # the reader is done with it, since it was listed
+        return 0
+
+
 def _first(segment: Path) -> int:
     return int(segment.stem)
 
@@ -194,7 +201,7 @@ class SpoolWriter:
         if now < self._next_scan:
             return False
         self._next_scan = now + _RESCAN_SECONDS
-        self._used = sum(segment.stat().st_size for segment in _segments(self._directory))
+        self._used = sum(map(_size, _segments(self._directory)))
         return self._used + size <= limit
 
     def _rotate(self) -> None:

@@ -229,3 +229,12 @@ def test_what_was_taken_survives_a_kill(tmp_path: Path) -> None:
         payloads = everything(directory)
         assert len(payloads) >= told
         assert payloads == [b"%d:" % n + b"x" * (n % 700) for n in range(1, len(payloads) + 1)]
+
+
+def test_a_segment_that_the_reader_removes_while_room_is_looked_for_takes_none(tmp_path: Path) -> None:
+    now = 100.0
+    with small(tmp_path, clock=lambda: now) as writer:
+        fill(writer)
+        (tmp_path / f"{0:020d}.wal").symlink_to(tmp_path / "gone")  # listed, and not there
+        now += 10
+        assert writer.has_room(1000) is False
