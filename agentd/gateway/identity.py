@@ -23,7 +23,7 @@ __all__ = ["AgentIdentity", "IdentitySource", "StaticIdentity"]
 log = logging.getLogger("agentd.gateway.identity")
 
 _PATIENCE: Final = 5.0  # seconds that agentd has for an answer
-_MOST: Final = 8192  # addresses remembered; a mesh address is a peer's, so a flood of them needs a flood of peers
+_MOST: Final = 8192  # a mesh address is a peer's, so a flood of them needs a flood of peers
 
 
 class IdentitySource(Protocol):
@@ -78,7 +78,8 @@ class AgentIdentity:
     """Asks agentd over its Unix socket, one question at a time on one connection that is kept.
 
     An answer is used for `fresh` seconds (a refusal for `refused`). While agentd cannot be asked, as when it restarts,
-    the last answer stands for `grace` seconds more: the kernel goes on enforcing the same map in the meantime.
+    the last answer stands for `grace` seconds more: the kernel goes on enforcing the same map in the meantime. At most
+    `most` addresses are remembered.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class AgentIdentity:
         fresh: float = 5.0,
         refused: float = 1.0,
         grace: float = 60.0,
+        most: int = _MOST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
         self._fresh = fresh
         self._refused = refused
         self._grace = grace
+        self._most = most
         self._clock = clock
         self._remembered: dict[str, _Remembered] = {}
         self._generation = 0  # answers of an earlier one are not fresh
@@ -164,7 +167,7 @@ class AgentIdentity:
 
     def _remember(self, address: str, answer: _Remembered) -> None:
         self._remembered.pop(address, None)
-        if len(self._remembered) >= _MOST:
+        if len(self._remembered) >= self._most:
             self._remembered.pop(next(iter(self._remembered)))  # the longest unasked
         self._remembered[address] = answer
 

@@ -41,7 +41,7 @@ _NAMED_SCHEMAS: Final = frozenset({"$defs", "definitions", "dependentSchemas", "
 
 # Upstreams choose what is remembered of them, and callers how often: some 300 bytes each time.
 _MOST_TOOLS: Final = 4096
-_MOST_TOLD: Final = 16_384
+_MOST_TOLD = 16_384  # not Final, which would be compiled in
 _LONGEST_NAME: Final = 256
 
 Reader = tuple[str, int]

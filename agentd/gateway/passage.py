@@ -65,7 +65,6 @@ class Passage:
     revoked: str | None = None
     challenge: bytes | None = None  # what the upstream wants to be shown first
     listed: Callable[[Mapping[str, Any]], None] | None = None  # who wants to know of lists of tools, unfiltered
-    _response: UpstreamResponse | None = None
     _watch: StreamWatch | None = None  # set while a stream of events runs
 
     def __init__(
@@ -78,6 +77,7 @@ class Passage:
         self._sessions = sessions
         self._patience = patience
         self._loop = asyncio.get_running_loop()
+        self._response: UpstreamResponse | None = None
         self._last = self._loop.time()  # when something was last sent or came
         # A legacy client that loses its connection has not cancelled (2025-11-25, basic/transports). Until the upstream
         # shows that what it says can be had by resuming, it is read to its end, in case it ends with its reader.

@@ -34,7 +34,7 @@ log = logging.getLogger("agentd.gateway")
 # Each names one thing, and its answer passes as it is. (Lists are filtered, and asked again on a connection that died.)
 _METHODS: Final = frozenset({"tools/call", "prompts/get", "resources/read"})
 # Callers choose what is remembered of them: it is bounded in number and size, to some 8 KB each.
-_MOST: Final = 4096  # tools behind callers' heads
+_MOST = 4096  # tools behind callers' heads; not Final, which would be compiled in
 _LONGEST_NAME: Final = 256
 _LARGEST_REST: Final = 2048  # bytes of the parameters that are not arguments
 

@@ -72,12 +72,12 @@ def call(
     request_id: int | None = 1,
     era: Literal["modern", "legacy"] = "legacy",
 ) -> Call:
-    arguments = params.get("arguments")
+    arguments, name = params.get("arguments"), params.get("name") or params.get("uri")
     return Call(
         service=service,
         era=era,
         method=method,
-        name=params.get("name") or params.get("uri"),
+        name=name if isinstance(name, str) else None,
         arguments=arguments if isinstance(arguments, dict) else None,
         request_id=request_id,
         body=b"",

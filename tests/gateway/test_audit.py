@@ -276,12 +276,12 @@ async def test_the_log_syncs_in_the_background_and_closes_whole(tmp_path: Path) 
 
 
 async def test_a_disk_that_fails_to_sync_is_as_good_as_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
+    def fail(_: int) -> None:
         raise OSError("input/output error")
 
     writer = SpoolWriter(tmp_path)
     log = AuditLog(writer, lambda _: AuditRules(), sync_seconds=0.01)
-    monkeypatch.setattr(writer, "sync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     log.start()
     async with asyncio.timeout(10):
         while log.disk_error is None:

@@ -179,9 +179,8 @@ async def test_garbage_instead_of_agentd_vouches_for_nobody(tmp_path: Path) -> N
         await identity.close()
 
 
-async def test_a_flood_of_addresses_is_bounded(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentd.gateway.identity._MOST", 8)
-    identity = AgentIdentity(agent.path)
+async def test_a_flood_of_addresses_is_bounded(agent: Agent) -> None:
+    identity = AgentIdentity(agent.path, most=8)
     await identity.whois(ALICE)
     for number in range(20):
         await identity.whois(f"192.0.2.{number}")

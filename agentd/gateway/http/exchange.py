@@ -95,17 +95,20 @@ class Exchange:
         self._body.clear()
         return body
 
-    async def body(self) -> AsyncIterator[bytes]:
+    def body(self) -> AsyncIterator[bytes]:
         """The body as it arrives; the client is held back while it is not taken. Raises BadRequestError."""
         self._invite()
-        while True:
-            while self._body:
-                data, self._body, self._buffered = b"".join(self._body), [], 0
-                yield data
+        return _Pieces(self)
+
+    async def next_piece(self) -> bytes | None:
+        """What arrived next of the body; None at its end."""
+        while not self._body:
             self._let_come()
             if self.complete_body:
-                return
+                return None
             await self._more(math.inf)
+        data, self._body, self._buffered = b"".join(self._body), [], 0
+        return data
 
     def _let_come(self) -> None:
         if self._paused:
@@ -119,8 +122,7 @@ class Exchange:
             self._connection.transport.write(_CONTINUE)
 
     async def _more(self, deadline: float) -> None:
-        if self._fault is not None:
-            raise self._fault
+        self._check()
         loop = asyncio.get_running_loop()
         if loop.time() > deadline:
             raise BadRequestError(408, "the request took too long to arrive")
@@ -129,6 +131,9 @@ class Exchange:
             await self._waiter
         finally:
             self._waiter = None
+        self._check()
+
+    def _check(self) -> None:
         if self._fault is not None:
             raise self._fault
 
@@ -262,3 +267,19 @@ class Exchange:
         elif self.head.version == "1.0":
             pairs.append((b"connection", b"keep-alive"))
         return render_head(status, pairs)
+
+
+class _Pieces:
+    """A body as it arrives. (An asynchronous generator cannot be compiled.)"""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self._exchange.next_piece()
+        if data is None:
+            raise StopAsyncIteration
+        return data

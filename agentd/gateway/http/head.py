@@ -6,7 +6,7 @@ or LF, folded lines, white space before the colon and control characters; the re
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
@@ -75,7 +75,7 @@ class RequestHead:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     fields: dict[bytes, bytes] = field(default_factory=dict)
     repeated: frozenset[bytes] = _NONE
-    kin: object | None = None
+    kin: Hashable | None = None
 
     def arrived(self) -> None:
         """All headers are there."""
@@ -91,7 +91,7 @@ class AnswerHead:
 
     status: int
     headers: list[tuple[bytes, bytes]]
-    kin: object
+    kin: Hashable
 
 
 def find(headers: Headers, name: bytes) -> bytes | None:
