@@ -13,6 +13,7 @@ import uvloop
 
 from ..errors import AgentError
 from ..log import set_up
+from .build import described
 from .privileges import gain_no_privileges
 from .process import run
 from .settings import Settings
@@ -20,6 +21,13 @@ from .spool import SpoolError
 from .workers import supervise
 
 __all__ = ["main"]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(described())
+        raise typer.Exit
+
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -49,6 +57,12 @@ def gateway(
     ] = False,
     worker: Annotated[int, typer.Option(hidden=True)] = -1,
     siblings: Annotated[str, typer.Option(hidden=True)] = "",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Say the version and the build, and end."
+        ),
+    ] = False,
 ) -> None:
     """The MCP gateway of one host: passes calls from the mesh to MCP servers as policy allows, and records them."""
     set_up(log_level, "plain")

@@ -11,6 +11,7 @@ from controller.wire.mcp import AuditRules, GatewayPolicy
 
 from ..errors import AgentError
 from .audit import AuditLog
+from .build import BUILD
 from .certificates import Certificates
 from .feed import AgentFeed, asking_agentd, certified_by_agentd
 from .gateway import Gateway
@@ -81,7 +82,7 @@ async def run(settings: Settings, worker: int) -> None:
             await gateway.recheck()
             log.info("in force", extra={"revision": wanted.revision, "services": len(wanted.services)})
 
-        log.info("ready", extra={"worker": worker, "revision": policy.revision})
+        log.info("ready", extra={"worker": worker, "revision": policy.revision, "build": BUILD})
         if settings.policy is not None:
             await _follow(settings.policy, runtime, in_force, changed, stop)
         else:
