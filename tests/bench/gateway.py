@@ -2,7 +2,8 @@
 
 One run on loopback, 1 KB tools/call, one process each: direct; the least pass-through that the usual libraries make;
 the gateway; fastmcp's proxy in front of the same upstream; mcp-proxy in front of the same server on standard input and
-output, which is all that it serves. $WARDMESH_BENCH_HOLD: seconds that silent streams are held (360 if unset).
+output, which is all that it serves. The gateway is the compiled one, as installed, unless $WARDMESH_BENCH_BUILD is
+`interpreted`. $WARDMESH_BENCH_HOLD: seconds that silent streams are held (360 if unset).
 """
 
 import json
@@ -13,19 +14,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
+from tests import compiled
 from tests.bench.figures import Bench, Runs, alternate
 from tests.bench.hop.load import Result, Target, events, hold, load
 
 ROOT = Path(__file__).resolve().parents[2]
 HOP = Path(__file__).parent / "hop"
 HOLD = float(os.environ.get("WARDMESH_BENCH_HOLD", "360"))
+BUILD = os.environ.get("WARDMESH_BENCH_BUILD", "compiled")
 STREAMS = 1000
 ROUNDS = 5
 SLOW_ROUNDS = 3
@@ -33,12 +37,19 @@ KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
 
 
 def prepare() -> None:
-    """Install the other proxies, which needs the network that the bench itself does without."""
+    """Install the other proxies, which needs the network that the bench itself does without. Compile the gateway."""
     subprocess.run([HOP / "install"], check=True, stdout=subprocess.DEVNULL)
+    environment()
+
+
+def environment() -> dict[str, str]:
+    """Of the gateway's processes."""
+    return {} if BUILD == "interpreted" else compiled.environment()
 
 
 def measure(bench: Bench) -> None:
     with ExitStack() as undo:
+        bench.figure("gateway_build", which_build())
         directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="wm-hop-")))
         upstream, upstream_process = undo.enter_context(serving("tests.bench.hop.upstream", "{port}"))
         passthrough, passthrough_process = undo.enter_context(
@@ -242,8 +253,21 @@ def gateway(
         *("--state-dir", str(directory / "state"), "--callers", str(directory / "callers.json")),
         *("--workers", str(workers), "--grace", "0", "--log-level", "warning"),
     )
-    with running(command, port) as found:
+    with running(command, port, environment()) as found:
         yield found
+
+
+def which_build() -> str:
+    """What the gateway says that it is."""
+    told = subprocess.run(
+        [sys.executable, "-m", "agentd.gateway", "--version"],
+        env=os.environ | environment(),
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return told.stdout.strip()
 
 
 @contextmanager
@@ -253,10 +277,17 @@ def serving(module: str, *arguments: str) -> Iterator[tuple[int, psutil.Process]
 
 
 @contextmanager
-def running(command: Sequence[str], port: int | None = None) -> Iterator[tuple[int, psutil.Process]]:
+def running(
+    command: Sequence[str], port: int | None = None, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[int, psutil.Process]]:
     """A server on a free port, which takes the place of {port} in its command, once it takes connections."""
     port = port or free_port()
-    process = psutil.Popen([part.replace("{port}", str(port)) for part in command], cwd=ROOT, stdin=subprocess.DEVNULL)
+    process = psutil.Popen(
+        [part.replace("{port}", str(port)) for part in command],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+    )
     try:
         deadline = time.monotonic() + 60
         while not accepts(port):

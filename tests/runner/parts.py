@@ -18,9 +18,10 @@ class Place(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A folder, or several, under tests/ that are run by one name.
+    """Folders or modules under tests/ that are run by one name.
 
-    `setup`: what tests/setup must provide. `needs_kernel`: runs where the kernel has WireGuard and netem.
+    `setup`: what tests/setup must provide. `needs_kernel`: runs where the kernel has WireGuard and netem. `compiled`:
+    on the gateway as its wheel has it (tests/compiled), instead of its sources.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Part:
     setup: tuple[str, ...] = ("base",)
     needs_kernel: bool = False
     virtual_time: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,21 @@ class Stage:
     select: str = ""
 
 
+_INTERPRETED = ("audit", "build", "heads", "http_strict", "jsonrpc", "limits", "sessions", "shortcut", "sse", "streams")
+
 PARTS: tuple[Part, ...] = (
     Part("unit", ("tests/unit",)),
     Part("control", ("tests/control",), setup=("base", "control")),
-    Part("bench-tests", ("tests/runner", "tests/bench", "tests/uml"), setup=("base", "kernel", "guest")),
+    Part(
+        "bench-tests",
+        ("tests/runner", "tests/bench", "tests/uml", "tests/compiled"),
+        setup=("base", "kernel", "guest", "compiled"),
+    ),
     Part("lab", ("tests/lab",), setup=("base", "kernel"), needs_kernel=True),
     Part("kernel", ("tests/kernel",), setup=("base", "kernel"), needs_kernel=True),
-    Part("gateway", ("tests/gateway",), setup=("base", "kernel")),
+    Part("gateway", ("tests/gateway",), setup=("base", "kernel", "compiled"), compiled=True),
+    # What the interpreter could do otherwise with the same sources; all of it runs in the parts that have whole hosts.
+    Part("gateway-interpreted", tuple(f"tests/gateway/test_{name}.py" for name in _INTERPRETED)),
     Part("conformance", ("tests/conformance",), setup=("base", "conformance")),
     Part("virtual-time", ("tests/virtual_time",), setup=("base", "kernel", "guest"), virtual_time=True),
 )
@@ -66,10 +76,11 @@ def stages(part: Part, *, host_suits: bool, has_host_tests: bool) -> list[Stage]
 
 def test_files(part: Part, root: Path) -> list[Path]:
     """The part's test modules; a part without any is not there yet."""
-    return sorted(path for folder in part.folders for path in (root / folder).rglob("test_*.py"))
+    found = [root / name for name in part.folders]
+    return sorted(path for one in found for path in ([one] if one.is_file() else one.rglob("test_*.py")))
 
 
 def selected_paths(part: Part, arguments: Sequence[str], root: Path) -> list[str]:
-    """The folders to give to pytest: none when the arguments already name a file or folder."""
+    """The folders and modules to give to pytest: none when the arguments already name a file or folder."""
     named = any((root / argument.partition("::")[0]).exists() for argument in arguments if not argument.startswith("-"))
-    return [] if named else [folder for folder in part.folders if (root / folder).is_dir()]
+    return [] if named else [folder for folder in part.folders if (root / folder).exists()]

@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Final
 
+from tests import compiled
 from tests.lab.kernel import missing_features
 from tests.runner import parts, report
 from tests.runner.isolation import isolated
@@ -140,6 +141,8 @@ def _command(stage: Stage, arguments: Sequence[str], results: Path, junit: Path)
     pytest = [sys.executable, "-m", "pytest", f"--junitxml={junit}", "-o", "junit_family=xunit2", *arguments]
     if stage.place is Place.VIRTUAL_TIME:
         pytest += ["-o", "timeout=0"]  # it would count the guest's seconds, of which there are millions
+    if stage.part.compiled:
+        pytest.append("--import-mode=append")
     pytest += parts.selected_paths(stage.part, arguments, ROOT)
     if stage.place is Place.HOST:
         temporary = results / "t"
@@ -154,6 +157,8 @@ def _environment(stage: Stage) -> dict[str, str]:
     env = dict(os.environ)
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"], "/usr/sbin", "/sbin"])
     env["WARDMESH_SELECT"] = stage.select
+    if stage.part.compiled:
+        env |= compiled.environment()
     if sys.stdout.isatty():
         env["FORCE_COLOR"] = "1"
     return env

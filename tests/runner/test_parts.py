@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from tests.runner import parts
 from tests.runner.parts import PARTS, Place, selected_paths, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = {part.name: part for part in PARTS}
+AGAIN = PART["gateway-interpreted"]  # modules of another part, in another way
 
 
 def places(name: str, *, suits: bool, host_tests: bool = True) -> list[tuple[Place, str]]:
@@ -30,10 +32,15 @@ def test_parts_without_kernel_needs_run_here() -> None:
 
 
 def test_every_folder_with_tests_belongs_to_exactly_one_part() -> None:
-    folders = [folder for part in PARTS for folder in part.folders]
+    folders = [folder for part in PARTS if part is not AGAIN for folder in part.folders]
     assert len(folders) == len(set(folders))
     for path in (ROOT / "tests").rglob("test_*.py"):
         assert sum(path.is_relative_to(ROOT / folder) for folder in folders) == 1, path
+
+
+def test_what_runs_on_the_compiled_gateway_runs_in_part_on_its_sources_too() -> None:
+    assert [part.name for part in PARTS if part.compiled] == ["gateway"]
+    assert [str(path.relative_to(ROOT)) for path in parts.test_files(AGAIN, ROOT)] == sorted(AGAIN.folders)
 
 
 def test_arguments_that_name_tests_replace_the_folders() -> None:
