@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench.figures import Bar, Bench, alternate
+from tests.bench.figures import Bar, Bench, Runs, alternate
 
 
 def test_a_bar_holds_at_its_limit() -> None:
@@ -32,6 +32,11 @@ def test_alternating_takes_turns_and_changes_the_order() -> None:
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert runs["a"].values == (1, 4, 5)
     assert (runs["a"].lowest, runs["a"].highest, runs["a"].median) == (1, 5, 4)
+
+
+def test_a_disturbed_round_does_not_count_in_a_comparison_of_rounds() -> None:
+    relay, coturn = Runs((40, 4, 41)), Runs((10, 1, 100))  # the second was slow for both, the third for one
+    assert relay.over(coturn) == 4
 
 
 def test_no_rounds_are_refused() -> None:
