@@ -4,11 +4,11 @@ from typing import TypeVar
 
 from controller.wire.base import Message
 
+from . import late
 from .config import Config
 from .errors import AgentError
 from .local_api import Request
 from .local_client import NotRunningError, ask
-from .state import StateDir
 
 __all__ = ["ask_daemon"]
 
@@ -26,7 +26,7 @@ def ask_daemon(config: Config, request: Request, answer: type[M]) -> M:
 def _joined(config: Config) -> str:
     """What the state directory says, for who may read it."""
     try:
-        node = StateDir(config.state_dir).node()
+        node = late.state.StateDir(config.state_dir).node()
     except AgentError:
         return ""
     if node is None:
