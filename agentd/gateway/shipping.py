@@ -91,7 +91,8 @@ class Shipper:
             try:
                 batch = await self._road.next(self._writer.synced)
                 if batch is None:
-                    self._done.set()
+                    if not self._more.is_set():  # nothing came while it was looked for
+                        self._done.set()
                     await self._more.wait()
                     continue
                 through = await self._road.ship(batch)

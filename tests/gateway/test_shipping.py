@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,27 @@ async def test_what_was_recorded_last_is_shipped_when_the_gateway_stops(spool: P
         await audit.close()
         await shipper.close()
     assert agentd.ids() == ["r1"]
+
+
+async def test_what_was_recorded_while_the_spool_was_read_is_shipped_when_the_gateway_stops(
+    spool: Path, agentd: Agentd
+) -> None:
+    loop, may_read = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
+    async with agentd.running():
+        with SpoolWriter(spool) as writer:
+            shipper = Shipper(spool, writer, agentd.socket)
+            held = loop.run_in_executor(None, may_read.wait)
+            shipper.start()
+            await asyncio.sleep(0)  # it looks for records now, up to none: nothing was recorded
+            assert writer.append(payload(1))
+            writer.sync()
+            shipper.wake()
+            stopping = asyncio.create_task(shipper.close())
+            await asyncio.sleep(0)
+            may_read.set()
+            await asyncio.gather(held, stopping)
+    assert len(agentd.ids()) == 1
 
 
 async def test_a_full_spool_has_room_again_when_records_were_acknowledged(spool: Path, agentd: Agentd) -> None:
