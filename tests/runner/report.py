@@ -61,7 +61,7 @@ def add(outcomes: Iterable[Outcome]) -> Outcome:
 
 def part_line(name: str, outcome: Outcome, where: str) -> str:
     note = f"  BROKEN: {outcome.broken}" if outcome.broken else ""
-    return f"{name:<14}{outcome.counts():<36}{outcome.seconds:7.1f} s  {where}{note}"
+    return f"{name:<21}{outcome.counts():<36}{outcome.seconds:7.1f} s  {where}{note}"
 
 
 def overall_line(outcomes: Iterable[Outcome]) -> str:
