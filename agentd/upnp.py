@@ -87,7 +87,7 @@ class Upnp:
         if service.finds_ports:
             try:
                 answer = await _call(router, service, "AddAnyPortMapping", wanted(first))
-                return _port(answer.get("NewReservedPort", ""))
+                return igd.port_of(answer.get("NewReservedPort", ""))
             except IgdError as error:
                 if error.code not in _NO_SUCH_CALL:
                     raise
@@ -105,12 +105,6 @@ class Upnp:
 def _which(external: int) -> dict[str, str]:
     # In this order: some routers read arguments by their place (UDA section 3.1.1 demands it).
     return {"NewRemoteHost": "", "NewExternalPort": str(external), "NewProtocol": "UDP"}
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text[:6]) < 65536:
-        raise RouterError(f"it gave port {text[:10]!r}, which is none")
-    return int(text)
 
 
 async def _search(router: Address) -> tuple[Place, Address]:

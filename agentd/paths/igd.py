@@ -28,6 +28,7 @@ __all__ = [
     "call",
     "find",
     "located",
+    "port_of",
     "read",
     "search",
 ]
@@ -44,6 +45,7 @@ _TYPES: Final = tuple(
 _MOST_ELEMENTS: Final = 2000
 _DEEPEST: Final = 32
 _LONGEST_URL: Final = 500
+_LONGEST_ADDRESS: Final = 45  # characters that are shown; one of IPv6 may have a zone of any length
 # WANIPConnection:2 section 2.5; UDA section 3.2.2
 _FAULTS: Final = {
     401: "it does not know that call",
@@ -160,6 +162,13 @@ def read(action: str, status: int, body: bytes) -> dict[str, str]:
     raise RouterError(f"it answered {action} with HTTP status {status} and nothing of use")
 
 
+def port_of(text: str) -> int:
+    """A port in an answer. Raises RouterError."""
+    if len(text) > len("65535") or not text.isdecimal() or not 0 < int(text) < 65536:
+        raise RouterError(f"it gave port {text[:10]!r}, which is none")
+    return int(text)
+
+
 def _joined(base: str, url: str) -> str:
     try:
         return urljoin(base, url)
@@ -174,7 +183,8 @@ def _place(url: str, router: Address) -> Place:
     except ValueError as error:
         raise RouterError("it names an address that is none") from error
     if parts.scheme != "http" or host != ipaddress.ip_address(router) or parts.username is not None:
-        raise RouterError(f"it sends this host to {host} by {parts.scheme[:10]!r}, which is not itself by http")
+        elsewhere = str(host)[:_LONGEST_ADDRESS]
+        raise RouterError(f"it sends this host to {elsewhere!r} by {parts.scheme[:10]!r}, which is not itself by http")
     path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
     if len(path) > _LONGEST_URL or not path.isascii() or not path.isprintable() or " " in path:
         raise RouterError("it names a path that is none")

@@ -227,7 +227,7 @@ def test_a_router_that_sends_the_host_elsewhere_by_upnp_is_not_followed() -> Non
             other.listen()
             other.setblocking(False)
             eventually(lambda: asker.mapping.problem, 30, what="a problem")
-            assert f"it sends this host to {at.stranger.address}" in str(asker.mapping.problem)
+            assert f"it sends this host to '{at.stranger.address}'" in str(asker.mapping.problem)
             with pytest.raises(BlockingIOError):
                 other.accept()
 

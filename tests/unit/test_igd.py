@@ -63,6 +63,12 @@ def test_an_address_that_is_not_the_routers_own_is_not_followed(url: str) -> Non
         igd.find(description((ONE, url)), AT, ROUTER)
 
 
+def test_what_a_router_says_is_shown_without_its_control_characters() -> None:
+    with pytest.raises(RouterError) as refused:
+        igd.located(b"HTTP/1.1 200 OK\r\nLOCATION: http://[fe80::1%\0\x1b[2J]/desc.xml\r\n\r\n", ROUTER)
+    assert str(refused.value).isprintable()
+
+
 def test_the_services_of_a_description_are_found_the_best_first() -> None:
     found = igd.find(description((ONE, "/ctl/one"), ("urn:other", "/no"), (TWO, "two")), AT, ROUTER)
     assert found == [Service(TWO, Place(5000, "/igd/two")), Service(ONE, Place(5000, "/ctl/one"))]
@@ -111,6 +117,13 @@ def test_a_fault_is_an_error_with_its_number() -> None:
     assert caught.value.code == 718
     with pytest.raises(IgdError, match="error 999"):
         igd.read("AddPortMapping", 500, fault(999))
+
+
+@pytest.mark.parametrize("text", ["", "0", "65536", "-1", "1.5", "x", "000001" + "9" * 5000])
+def test_a_port_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(RouterError, match="which is none"):
+        igd.port_of(text)
+    assert igd.port_of("51820") == 51820
 
 
 def test_another_answer_is_an_error() -> None:
