@@ -241,20 +241,26 @@ async def test_what_is_smuggled_behind_a_body_that_came_apart_is_refused(
     assert [seen.body for seen in upstream.seen] == [data]
 
 
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What had come of requests when they were put together, or handed to the parser."""
+    found: list[bytes] = []
+    release = Arrivals.release
+
+    def kept(made: Arrivals) -> bytes:
+        found.append(release(made))
+        return found[-1]
+
+    monkeypatch.setattr(Arrivals, "release", kept)
+    return found
+
+
 HASTY = HttpLimits(gather_seconds=0.05, body_pause=0.3, body_seconds=1, tick=0.02)
 
 
 async def test_a_body_that_does_not_follow_soon_is_waited_for_as_any_other(
-    lab: Lab, taken: list[Exchange], monkeypatch: pytest.MonkeyPatch
+    lab: Lab, taken: list[Exchange], released: list[bytes]
 ) -> None:
-    released: list[bytes] = []
-    release = Arrivals.release
-
-    def kept(made: Arrivals) -> bytes:
-        released.append(release(made))
-        return released[-1]
-
-    monkeypatch.setattr(Arrivals, "release", kept)
     running = await lab.gateway(await lab.upstream(), http=replace(HASTY, body_pause=30, body_seconds=30))
     client = await lab.client(running)
     await warm(client, taken)
@@ -265,6 +271,29 @@ async def test_a_body_that_does_not_follow_soon_is_waited_for_as_any_other(
     client.writer.write(data)
     assert (await client.answer()).status == 200
     assert len(taken) == before
+
+
+async def test_a_body_that_comes_byte_by_byte_is_waited_for_as_any_other(
+    lab: Lab, taken: list[Exchange], pieces: list[bytes], released: list[bytes]
+) -> None:
+    running = await lab.gateway(await lab.upstream(), http=HttpLimits(gather_seconds=0.2, tick=0.02))
+    client = await lab.client(running)
+    await warm(client, taken)
+    data, headers = tool(text="x" * 3000)
+    client.writer.write(client.request_head("POST", data, headers))
+    sent = 0
+    while not any(released) and sent < len(data) - 1:
+        before = len(pieces)
+        client.writer.write(data[sent : sent + 1])
+        sent += 1
+        await soon(partial(has_grown_or_was_released, pieces, before, released))
+    assert any(released)
+    client.writer.write(data[sent:])
+    assert (await client.answer()).status == 200
+
+
+def has_grown_or_was_released(pieces: list[bytes], before: int, released: list[bytes]) -> bool:
+    return len(pieces) > before or any(released)
 
 
 async def test_a_body_that_never_comes_ends_the_request(lab: Lab, taken: list[Exchange]) -> None:

@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         elif arrived is not None:
             self._parse(arrived, between=True)
         elif self._current is None:
-            self.deadline = self._loop.time() + self.limits.gather_seconds
+            self.deadline = min(self.deadline, self._loop.time() + self.limits.gather_seconds)  # from its first piece
 
     def _parse(self, data: bytes, *, between: bool) -> None:
         """Bytes behind no known head. `between`: they begin a request."""

@@ -10,9 +10,9 @@ class HttpLimits:
     """Sizes in bytes, times in seconds.
 
     `head_seconds`: from the first byte of a head to its end. `body_pause`: the longest silence in a body.
-    `body_seconds`: for a body that is read whole, from its head to its end. `gather_seconds`: for a small body
-    behind a known head, before it is waited for in the ordinary way. `stalled`: how long a client may refuse to take an
-    answer's bytes. `tick`: how often times are looked at, so they hold to within one.
+    `body_seconds`: for a body that is read whole, from its head to its end. `gather_seconds`: for the whole of a small
+    body behind a known head, before it is waited for in the ordinary way. `stalled`: how long a client may refuse to
+    take an answer's bytes. `tick`: how often times are looked at, so they hold to within one.
     """
 
     header_bytes: int = 32 * 1024
