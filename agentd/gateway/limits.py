@@ -56,6 +56,13 @@ class Limiter:
             return False
         return all(self.take(key, rate, now) == 0.0 for key, rate in prices)
 
+    def give_back(self, prices: Sequence[tuple[Hashable, Rate]]) -> None:
+        """Undo a `take_each` that took."""
+        for key, rate in prices:
+            bucket = self._buckets.get(key)
+            if bucket is not None:
+                bucket.tokens = min(float(rate.calls), bucket.tokens + 1.0)
+
     def cool(self, key: Hashable, seconds: float, now: float) -> None:
         """Refuse everything of `key` for `seconds`; a breach during a cool-down does not lengthen it."""
         if seconds > 0 and self.cooling(key, now) == 0.0:

@@ -109,6 +109,9 @@ class _Allowance:
             return False
         return not self.prices or self.limiter.take_each(self.prices, now)
 
+    def uncount(self) -> None:
+        self.limiter.give_back(self.prices)
+
 
 class _Access:
     """What one address may do on one service."""

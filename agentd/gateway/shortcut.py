@@ -117,8 +117,10 @@ class Shortcuts:
         live, service = self.gateway.live, self.service
         if not live.add(begun, service.name, service.limits.streams):
             return False
-        if use.allowance.allows(call.arguments or {}, now) and self.trail.allowed(use.forms, begun, call, now):
-            return True
+        if use.allowance.allows(call.arguments or {}, now):
+            if self.trail.allowed(use.forms, begun, call, now):
+                return True
+            use.allowance.uncount()
         live.discard(begun, service.name)
         return False
 

@@ -193,6 +193,10 @@ class Allowance(Protocol):
         """Is a call with these arguments allowed now, by this alone? False: nothing was counted; decide anew."""
         ...
 
+    def uncount(self) -> None:
+        """The call that was just allowed is not passed on, and is decided anew."""
+        ...
+
 
 class Policy(Protocol):
     """What callers may do; immutable but for its counters. A changed policy is another object."""
