@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import signal
 import socket
+import struct
 import sys
 from collections import Counter
 from functools import partial
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from agentd.gateway.http.exchange import Exchange
+from agentd.gateway.http.server import Server
+from agentd.gateway.siblings import Family, Siblings
 from agentd.gateway.sockets import listening, process_of
 from agentd.gateway.types import Code
 from controller.addresses import AddressPlan
@@ -129,6 +134,42 @@ def test_the_kernel_chooses_by_the_same_rule(address: str) -> None:
             accepted.close()
     for one in group:
         one.close()
+
+
+class Nobody:
+    """An app that lets nobody in, and knows who was there (`http.server.App`)."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def admit(self, peer: str) -> bool:
+        self.asked.append(peer)
+        return False
+
+    def begin(self, exchange: Exchange) -> None:
+        raise NotImplementedError
+
+    async def serve(self, exchange: Exchange) -> None:
+        raise NotImplementedError
+
+
+async def test_who_went_away_before_being_accepted_is_nobody_to_look_for(caplog: pytest.LogCaptureFixture) -> None:
+    family, app = Family(2), Nobody()
+    siblings = Siblings(0, list(map(os.dup, family.descriptors(0))))
+    siblings.start(lambda name, connection: connection.close())
+    server = Server(app, pass_on=partial(siblings.pass_on, "github"))
+    waiting = socket.create_server(("127.0.0.1", 0))
+    with socket.create_connection(waiting.getsockname()) as gone:
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close resets
+    await server.listen(waiting)
+    with socket.create_connection(waiting.getsockname(), source_address=("127.0.0.2", 0)) as later:
+        await soon(lambda: app.asked)
+        later.close()
+    assert app.asked == ["127.0.0.2"]
+    assert not caplog.records
+    await server.close(0)
+    siblings.close()
+    family.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

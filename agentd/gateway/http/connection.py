@@ -66,8 +66,8 @@ class Connection(asyncio.Protocol):
         peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.peer = peer[0] if peer else ""
         self.local = (local[0], local[1]) if local else ("", 0)
-        elsewhere = not self._settled and self._server.passes_on(self.peer, transport.get_extra_info("socket").fileno())
-        if elsewhere or len(self._server.connections) >= self.limits.connections or self._server.draining:
+        descriptor = transport.get_extra_info("socket").fileno()
+        if self._server.turns_away(self.peer, descriptor, settled=self._settled):
             self.closed = True
             self.transport.abort()
             return

@@ -85,6 +85,14 @@ class Server:
             loop = asyncio.get_running_loop()
             await loop.connect_accepted_socket(lambda: Connection(self, settled=True), connection)
 
+    def turns_away(self, peer: str, descriptor: int, *, settled: bool) -> bool:
+        """Is a connection that came not to be served here? `peer` is empty when whoever it was has gone already;
+        `settled`: it is ours, whoever calls.
+        """
+        if not peer or (not settled and self.passes_on(peer, descriptor)):
+            return True
+        return self.draining or len(self.connections) >= self.limits.connections
+
     def passes_on(self, peer: str, descriptor: int) -> bool:
         """Is this connection another's? Then it has been passed on."""
         return self._pass_on is not None and self._pass_on(peer, descriptor)
