@@ -10,6 +10,7 @@ from controller.wire.netcheck import MappingProtocol
 __all__ = ["Epoch", "Granted", "RouterError", "granted"]
 
 _SHORTEST: Final = 30.0  # seconds
+_LONGEST: Final = 86400.0  # seconds; who believes in decades never asks again (RFC 6887 section 7.2)
 
 
 class RouterError(ValueError):
@@ -44,7 +45,7 @@ def granted(
         raise RouterError(f"it gave port {port}, which is none")
     if lifetime < _SHORTEST:
         raise RouterError(f"it gave a port for {lifetime:g} s, which is too short to be of use")
-    return Granted(protocol, format_endpoint(str(four), port), lifetime / 2, epoch)
+    return Granted(protocol, format_endpoint(str(four), port), min(lifetime, _LONGEST) / 2, epoch)
 
 
 # RFC 6887 section 8.5: how far two clocks may drift apart in what was meant to be the same time.

@@ -103,6 +103,10 @@ def test_another_routers_clock_is_not_compared() -> None:
     assert not epoch.lost(3, 10)
 
 
+def test_what_is_given_for_decades_is_asked_for_again_within_a_day() -> None:
+    assert granted("pcp", "11.0.0.9", 51820, 2**32 - 1).again == 12 * 3600
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "169.254.3.4", "255.255.255.255"])
 def test_an_address_that_cannot_be_outside_is_refused(address: str) -> None:
     with pytest.raises(RouterError, match="no address of its own"):
