@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import ipaddress
+from collections.abc import Mapping
+from heapq import nlargest
 from typing import Final
 
-from controller.wire.netmap import Netmap
+from controller.wire.netmap import Netmap, NodeId
 from controller.wire.relay_use import MOST_PAIRS, PairCount, Relayed
 from controller.wire.relays import relays_of
 
@@ -25,21 +27,26 @@ async def relayed(netmap: Netmap | None, table: str, rate: int) -> Relayed:
     own = relays_of(netmap).own if netmap is not None else None
     if netmap is None or own is None:
         return Relayed(problem="this host relays for nobody: no region of `relays:` in the policy matches it")
+    places = ((own.place(peer.addresses), peer.id) for peer in netmap.peers.values())
+    nodes = {ipaddress.IPv6Address(place).packed: node for place, node in places if place is not None}
     # Up to 65,536 pairs: not on the event loop.
-    found = await asyncio.to_thread(_counted, table)
-    nodes = {place: peer.id for peer in netmap.peers.values() if (place := own.place(peer.addresses)) is not None}
-    pairs = []
-    for element in sorted(found, key=lambda one: -one.bytes):
-        source, destination = (nodes.get(str(ipaddress.IPv6Address(half))) for half in _halves(element.key))
-        if source is not None and destination is not None:  # else: of a host that is a peer no more
-            pairs.append(
-                PairCount(source=source, destination=destination, packets=element.packets, bytes=element.bytes)
-            )
-    return Relayed(pairs=tuple(pairs[:MOST_PAIRS]), count=len(pairs), rate=rate, problem=relay_problem(netmap))
+    pairs, count = await asyncio.to_thread(_pairs, table, nodes)
+    return Relayed(pairs=pairs, count=count, rate=rate, problem=relay_problem(netmap))
 
 
-def _halves(key: bytes) -> tuple[bytes, bytes]:
-    return key[:_ADDRESS], key[_ADDRESS : 2 * _ADDRESS]
+def _pairs(table: str, nodes: Mapping[bytes, NodeId]) -> tuple[tuple[PairCount, ...], int]:
+    """Those with the most bytes, and how many there are. `nodes`: by their packed addresses at this relay."""
+    known = [
+        (element, nodes[source], nodes[destination])
+        for element in _counted(table)
+        if (source := element.key[:_ADDRESS]) in nodes
+        and (destination := element.key[_ADDRESS : 2 * _ADDRESS]) in nodes  # else: of a host that is a peer no more
+    ]
+    most = nlargest(MOST_PAIRS, known, key=lambda one: one[0].bytes)
+    return tuple(
+        PairCount(source=source, destination=destination, packets=element.packets, bytes=element.bytes)
+        for element, source, destination in most
+    ), len(known)
 
 
 def _counted(table: str) -> list[CountedElement]:
