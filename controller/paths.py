@@ -46,8 +46,8 @@ class PathBook:
         """All that a host has to say, instead of what it said before."""
         word = _Word(paths)
         if netcheck is not None:
-            chosen = tuple((relay.node, relay.rtt) for relay in netcheck.relays if relay.chosen)
-            word = _Word(paths, netcheck.model_dump_json(), chosen)
+            chosen = {relay.node: relay.rtt for relay in netcheck.relays if relay.chosen}  # hosts may say one twice
+            word = _Word(paths, netcheck.model_dump_json(), tuple(chosen.items()))
         self._size += word.size - self._said.pop(node, _Word()).size
         self._said[node] = word
         while self._size > self._most and len(self._said) > 1:

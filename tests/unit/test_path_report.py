@@ -81,3 +81,10 @@ def test_what_hosts_know_of_their_networks_counts_towards_the_bound() -> None:
     for node in ("a", "b", "c"):
         book.heard(node, (), report)
     assert [book.netcheck(node) for node in ("a", "b", "c")] == [None, report, report]
+
+
+def test_a_relay_that_a_host_says_it_chose_twice_has_one_user() -> None:
+    twice = tuple(RelayDistance(node=node, rtt=0.1, chosen=True) for node in ("near", "near", "far"))
+    book = PathBook()
+    book.heard("a", (), NetcheckReport(nat="none", udp="works", mapping=MappedPort(state="off"), relays=twice))
+    assert [node for node, _ in book.relays("a")] == ["near", "far"]
