@@ -154,17 +154,6 @@ async def test_a_rate_is_counted_for_every_call(
     assert len(running.records.of(AuditEvent.LIMIT_BREACHED)) == 1
 
 
-async def test_a_call_that_cannot_be_recorded_is_counted_once(lab: Lab, taken: list[Exchange]) -> None:
-    upstream = await lab.upstream()
-    running = await lab.gateway(upstream, limits={"calls": RATE})
-    client = await lab.client(running)
-    await warm(client, taken)
-    running.records.room = False
-    answers = [await client.call(tool()) for _ in range(RATE["calls"] - len(upstream.seen))]
-    assert {answer.code for answer in answers} == {Code.AUDIT_FULL}
-    assert (await client.call(tool())).code == Code.TOO_MANY_CALLS
-
-
 @pytest.mark.parametrize(
     "request_",
     [

@@ -1,4 +1,4 @@
-"""Heads, bodies and answers are read as strictly on the shortcut as on the long way."""
+"""Heads, bodies and answers are read as strictly on the shortcut as on the long way, and counted as often."""
 
 import json
 
@@ -115,3 +115,14 @@ async def test_an_answer_is_read_as_strictly_after_the_shortcut(lab: Lab, taken:
         assert outcome is not None
         assert (outcome.status, outcome.error) == (status, code)
     assert len(taken) > before
+
+
+async def test_a_call_that_cannot_be_recorded_is_counted_once(lab: Lab, taken: list[Exchange]) -> None:
+    upstream = await lab.upstream()
+    running = await lab.gateway(upstream, limits={"calls": {"calls": 8, "seconds": 3600}})
+    client = await lab.client(running)
+    await warm(client, taken)
+    running.records.room = False
+    answers = [await client.call(tool()) for _ in range(8 - len(upstream.seen))]
+    assert {answer.code for answer in answers} == {Code.AUDIT_FULL}
+    assert (await client.call(tool())).code == Code.TOO_MANY_CALLS
