@@ -146,9 +146,12 @@ async def test_the_calls_of_an_sdk_client_take_the_shortcut(
 ) -> None:
     running = await lab.gateway(server)
     async with SdkClient(f"http://127.0.0.1:{running.port}/mcp", mode=mode) as client:
-        for number in range(8):
+        # A call that comes before the server's connection is free again goes the long way, so it is not said how many.
+        for number in range(64):
             added: Any = await client.call_tool("add", {"a": number, "b": 1})
             assert added.structured_content == {"result": number + 1}
+            if len(taken) >= 4:
+                break
     assert any(piece.endswith(b"\r\n\r\n") for piece in pieces), "it sends head and body together"
     assert len(taken) >= 4
 
