@@ -15,6 +15,7 @@ import uvloop
 __all__ = ["Result", "Target", "events", "greet", "hold", "load"]
 
 T = TypeVar("T")
+WARM = 3  # calls of each client before any is measured
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 SESSION = re.compile(rb"\r\nmcp-session-id: *([^\r]+)", re.IGNORECASE)
 SENT = re.compile(rb'"sent":(\d+)')
@@ -122,26 +123,32 @@ async def open_session(target: Target, client: Client) -> str | None:
 
 
 def load(target: Target, *, clients: int, calls: int, addresses: int = 1) -> Result:
-    """`calls` calls by `clients` clients at once, each waiting for its answers."""
+    """`calls` calls by `clients` clients at once, each waiting for its answers. Opening sessions is not measured."""
 
     async def run() -> Result:
         times: list[float] = []
 
-        async def one(number: int) -> None:
+        async def ready(number: int) -> tuple[Client, bytes]:
             client = await connect(target, f"127.0.0.{1 + number % addresses}")
             request = call(target, "echo", await open_session(target, client))
-            await client.ask(request)
+            for _ in range(WARM):
+                await client.ask(request)
+            return client, request
+
+        async def one(client: Client, request: bytes) -> None:
             for _ in range(calls // clients):
                 started = time.perf_counter()
                 answer = await client.ask(request)
                 times.append(time.perf_counter() - started)
                 if b'"result"' not in answer or b" 200 " not in answer[:16]:
                     raise RuntimeError(f"not an answer: {answer[:400]!r}")
-            client.transport.close()
 
+        callers = await asyncio.gather(*map(ready, range(clients)))
         started = time.perf_counter()
-        await asyncio.gather(*(one(number) for number in range(clients)))
+        await asyncio.gather(*(one(*caller) for caller in callers))
         took = time.perf_counter() - started
+        for client, _ in callers:
+            client.transport.close()
         times.sort()
         return Result(statistics.median(times) * 1e3, times[len(times) * 99 // 100] * 1e3, len(times) / took)
 
