@@ -31,14 +31,17 @@ class Gateway:
         """The caller at this address."""
         return self.identity.known(address) or await self.identity.whois(address)
 
-    def adopt(self, policy: Policy) -> int:
-        """Put a policy in force, also for what is under way; returns how many exchanges that ended."""
-        self.policy = policy
-        return self._end_what_is_not_allowed("the policy no longer allows this")
+    def adopt(self, policy: Policy, now: float) -> int:
+        """Put a policy in force, also for what is under way; returns how many exchanges that ended.
 
-    def expire(self) -> int:
+        `now` is in seconds since the epoch, here and below.
+        """
+        self.policy = policy
+        return self._end_what_is_not_allowed(now, "the policy no longer allows this")
+
+    def expire(self, now: float) -> int:
         """End what grants allowed that have ended; returns how many exchanges."""
-        return self._end_what_is_not_allowed("the grant that allowed this has expired")
+        return self._end_what_is_not_allowed(now, "the grant that allowed this has expired")
 
     async def recheck(self) -> None:
         """End what belongs to callers that are no longer who they were, or whose grants have expired."""
@@ -48,10 +51,10 @@ class Gateway:
             if found is None or found.node_id != caller.node_id:
                 gone.add(caller)
         self.live.revoke("the caller is no longer part of the mesh", lambda running: running.caller in gone)
-        self.expire()
+        self.expire(time.time())
 
-    def _end_what_is_not_allowed(self, why: str) -> int:
-        policy, now = self.policy, time.time()
+    def _end_what_is_not_allowed(self, now: float, why: str) -> int:
+        policy = self.policy
 
         def lost(running: Running) -> bool:
             return not policy.holds(running.caller, judged(running.call), now)

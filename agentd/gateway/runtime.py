@@ -119,11 +119,11 @@ class Runtime:
         self._wanted = policy
         if self._certificates is not None:
             self._certificates.adopt(policy.services)
-        compiled = CompiledPolicy(policy, self._limiter)
-        ended = self._gateway.adopt(compiled)
+        compiled, now = CompiledPolicy(policy, self._limiter), time.time()
+        ended = self._gateway.adopt(compiled, now)
         if ended:
             log.info("the policy ended exchanges that were under way", extra={"count": ended})
-        self._await_next_end(compiled)
+        self._await_next_end(compiled, now)
         for name in [name for name, running in self._running.items() if _differs(running, policy.services.get(name))]:
             await self._stop(name, 0.0)
         problems: list[str] = []
@@ -169,20 +169,23 @@ class Runtime:
         found = {one.service.name: one.refused or why for one, why in zip(running, answers, strict=True)}
         return {**found, **self._unable}
 
-    def _await_next_end(self, policy: CompiledPolicy) -> None:
-        """What a grant allowed ends when the grant does. (If the clock is set, the next regular look sees it.)"""
+    def _await_next_end(self, policy: CompiledPolicy, now: float) -> None:
+        """What a grant allowed ends when the grant does. (If the clock is set, the next regular look sees it.)
+
+        `now`: the time by which it was last looked what has ended. What ended since then must not be passed over.
+        """
         if self._next_end is not None:
             self._next_end.cancel()
-        now = time.time()
         end = policy.next_end(now)
         loop = asyncio.get_running_loop()
         self._next_end = None if end is None else loop.call_later(end - now, self._grant_ended, policy)
 
     def _grant_ended(self, policy: CompiledPolicy) -> None:
-        ended = self._gateway.expire()
+        now = time.time()
+        ended = self._gateway.expire(now)
         if ended:
             log.info("a grant ended, and exchanges under it", extra={"count": ended})
-        self._await_next_end(policy)
+        self._await_next_end(policy, now)
 
     def _prepare(self, service: Service) -> _Running:
         upstream, mirrors = self._connect(service), Mirrors()

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import psutil
 import pytest
@@ -18,9 +19,22 @@ from tests.gateway.processes import Process
 from tests.gateway.sdk_server import serving
 from tests.gateway.upstream import Upstream
 
+LONGEST: Final = 110.0  # seconds: less than `timeout` of pyproject.toml
+
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+async def bounded() -> AsyncIterator[None]:
+    """End a test that waits for ever: uvloop takes what pytest-timeout raises for a callback's, and goes on."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(
+        LONGEST, lambda: [task.cancel("the test took too long") for task in asyncio.all_tasks(loop)]
+    )
+    yield
+    timer.cancel()
 
 
 @pytest.fixture

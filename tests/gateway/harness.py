@@ -167,10 +167,11 @@ class Client:
         return data[:-2]
 
     async def chunks(self) -> bytes:
-        """The rest of a chunked body."""
+        """The rest of a chunked body. Each chunk may be in time, as signs of life are, and the whole must be too."""
         parts = []
-        while part := await self.chunk():
-            parts.append(part)
+        async with asyncio.timeout(2 * BOUND):
+            while part := await self.chunk():
+                parts.append(part)
         return b"".join(parts)
 
     async def answer(self, *, bodiless: bool = False) -> Answer:

@@ -263,7 +263,7 @@ async def test_each_grant_that_ends_ends_its_streams_without_waiting_for_a_look(
         await client.head()
         clients.append(client)
     now = int(time.time())
-    soon_over, later = now + 1, now + 2
+    soon_over, later = now + 2, now + 3  # a second and more, for the policy to be in force by then
     ends = [soon_over, later, soon_over, None]
     await running.adopt([{**grant, "expires": end} for grant, end in zip(grants, ends, strict=True)])
     ends[2] = now + 3600
@@ -273,6 +273,21 @@ async def test_each_grant_that_ends_ends_its_streams_without_waiting_for_a_look(
         assert time.time() >= end
     assert not upstream.seen[2].gone.is_set()
     assert not upstream.seen[3].gone.is_set()
+
+
+async def test_a_grant_that_ends_while_it_is_looked_what_has_ended_is_not_passed_over(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = int(time.time()) + 3600
+    grants = [{**BOBS_GRANT, "expires": end}]
+    running = await lab.gateway(await lab.upstream(endless), grants=grants, recheck=3600)
+    bob = await lab.client(running, BOB)
+    bob.send("POST", *tool())
+    await bob.head()
+    readings = iter([end - 0.01])  # and then it is over
+    monkeypatch.setattr(time, "time", lambda: next(readings, end + 0.01))
+    await running.adopt(grants)
+    assert b"the grant that allowed this has expired" in await bob.chunks()
 
 
 async def test_a_clock_that_is_set_beyond_the_end_of_a_grant_ends_its_streams_at_the_next_look(
