@@ -146,6 +146,7 @@ async def _ask(sock: socket.socket, question: bytes, is_answer: Callable[[bytes]
                     found = is_answer(await loop.sock_recv(sock, _LONGEST))
                     if found is not None:
                         return found
+                    await asyncio.sleep(0)  # while something waits, it is had at once: nothing else would have a turn
         except TimeoutError:
             pass
     raise RouterError("it does not answer")

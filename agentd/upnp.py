@@ -126,6 +126,8 @@ async def _search(router: Address) -> tuple[Place, Address]:
                         place = igd.located(data, router) if source == router else None
                         if place is not None:
                             return place, own
+                        # Who sends without end is to keep us from nothing: while something waits, it is had at once.
+                        await asyncio.sleep(0)
             except TimeoutError:
                 pass
     raise RouterError("it does not answer")

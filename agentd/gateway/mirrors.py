@@ -39,9 +39,10 @@ _SCHEMA: Final = frozenset(
 _SCHEMAS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 _NAMED_SCHEMAS: Final = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties"})
 
-# Upstreams choose what is remembered of them, and callers how often: some 300 bytes each time.
+# Upstreams choose what is remembered of them, and callers how often: mostly some 300 bytes each time.
 _MOST_TOOLS: Final = 4096
 _MOST_TOLD = 16_384  # not Final, which would be compiled in
+_MOST_BYTES = 16 * 1024 * 1024
 _LONGEST_NAME: Final = 256
 
 Reader = tuple[str, int]
@@ -83,6 +84,7 @@ class Mirrors:
     def __init__(self) -> None:
         self._last: dict[str, tuple[Mirror, ...]] = {}
         self._told: dict[tuple[Reader, str], tuple[Mirror, ...]] = {}
+        self._bytes = 0  # of both, about
 
     def __bool__(self) -> bool:
         return bool(self._last)
@@ -96,12 +98,19 @@ class Mirrors:
             found = declared(tool.get("inputSchema"))
             if not found and name not in self._last:
                 continue  # as nearly all tools: nothing to remember
-            if len(self._last) >= _MOST_TOOLS:
-                self._last.clear()
-                self._told.clear()
-            elif len(self._told) >= _MOST_TOLD:
-                self._told.clear()  # callers choose their tokens: they must not make us forget what tools have mirrored
-            self._last[name] = self._told[reader, name] = found
+            told, size = (reader, name), _size(found)
+            self._make_room(2 * size)
+            self._bytes += 2 * size - _size(self._last.get(name)) - _size(self._told.get(told))
+            self._last[name] = self._told[told] = found
+
+    def _make_room(self, size: int) -> None:
+        if len(self._told) >= _MOST_TOLD or self._bytes + size > _MOST_BYTES:
+            self._told.clear()  # callers choose their tokens: they must not make us forget what tools have mirrored
+            self._bytes = sum(map(_size, self._last.values()))
+        if len(self._last) >= _MOST_TOOLS or self._bytes + size > _MOST_BYTES:
+            self._last.clear()
+            self._told.clear()
+            self._bytes = 0
 
     def contradiction(
         self, caller: Caller, call: Call, fields: Mapping[bytes, bytes], repeated: frozenset[bytes]
@@ -118,6 +127,13 @@ class Mirrors:
         """As the reader was told, who is to do as it says; one that was told nothing, as the last one was."""
         found = self._told.get((reader, tool))
         return self._last.get(tool, ()) if found is None else found
+
+
+def _size(mirrors: tuple[Mirror, ...] | None) -> int:
+    """Bytes, about, that remembering them takes; none are remembered as None."""
+    if mirrors is None:
+        return 0
+    return 200 + sum(200 + 2 * len(one.header) + sum(50 + len(key) for key in one.path) for one in mirrors)
 
 
 def reader(caller: Caller, fields: Mapping[bytes, bytes]) -> Reader:

@@ -230,6 +230,20 @@ def test_what_is_remembered_is_bounded_and_no_caller_can_make_it_forgotten(monke
     assert known.of(other, "plain-1") == ()
 
 
+def test_large_annotations_are_remembered_of_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "_MOST_BYTES", 50_000)
+    known = Mirrors()
+
+    def header(number: int) -> str:
+        return known.of((str(number), 0), "read")[0].shown
+
+    for number in range(100):
+        annotated = {"properties": {"x" * 2000: {"type": "string", "x-mcp-header": f"H{number}"}}}
+        known.learn((str(number), 0), {"tools": [described(annotated)]})
+    assert 1 <= sum(header(number) == f"Mcp-Param-H{number}" for number in range(99)) <= 25
+    assert header(99) == header(1000) == "Mcp-Param-H99"
+
+
 INVALID = {
     "no string": {"properties": {"a": {"type": "string", "x-mcp-header": 7}}},
     "no token": {"properties": {"a": {"type": "string", "x-mcp-header": "A B"}}},
