@@ -72,5 +72,6 @@ def _print_usage_error(error: typer.TyperException, *, as_json: bool) -> None:
         return  # a group without a command: its help has been printed
     context: typer.Context | None = getattr(error, "ctx", None)
     command = context.command_path if context else "wardmesh"
-    problem = late.errors.InputError(message.rstrip(".") + f". See `{command} --help`")
+    said = message.rstrip(".")
+    problem = late.errors.InputError(f"{said}{'' if said.endswith('?') else '.'} See `{command} --help`")
     late.output.print_problem(problem, as_json=as_json)

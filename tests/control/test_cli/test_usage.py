@@ -129,6 +129,10 @@ def test_wrong_usage_names_the_help_that_explains_it(nobody: Cli) -> None:
     assert "`wardmesh key create --help`" in nobody("key", "create", "--frobnicate").err
 
 
+def test_a_misspelt_command_is_answered_with_the_one_that_was_meant(nobody: Cli) -> None:
+    assert "Did you mean 'relay'? See `wardmesh --help`" in nobody("relya").err
+
+
 def test_wrong_usage_with_json_is_a_problem(nobody: Cli) -> None:
     done = nobody("key", "create", "--tag", "web", "--json")
     assert done.code == 2
