@@ -147,10 +147,10 @@ class Nobody:
         return False
 
     def begin(self, exchange: Exchange) -> None:
-        raise NotImplementedError
+        raise AssertionError("nobody was let in")
 
     async def serve(self, exchange: Exchange) -> None:
-        raise NotImplementedError
+        raise AssertionError("nobody was let in")
 
 
 async def test_who_went_away_before_being_accepted_is_nobody_to_look_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,15 +62,16 @@ async def echo(seen: Seen) -> None:
         seen.reply(b"", "202 Accepted")
 
 
-class LoopbackServer:
+class LoopbackServer(ABC):
     """Listens on the loopback address; `converse` talks on each connection until it ends or the test is over."""
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @abstractmethod
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raise NotImplementedError
+        """Talk until the connection ends."""
 
     async def start(self, port: int = 0) -> None:
         self._server = await asyncio.start_server(self._talk, "127.0.0.1", port, limit=1 << 24)

@@ -10,12 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from tests.kernel.agentd_sandbox import CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, check, mount
+from tests.lab import eventually
 
 UNPACKED: Final = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "wardmesh/tools/resolved"
 BUS: Final = Path("/run/dbus/system_bus_socket")
@@ -71,11 +71,9 @@ def furnish(uid: str, rules: Path) -> None:
 def start(*command: str, ready: Callable[[], bool]) -> None:
     """Start a daemon, and wait until it is ready. It ends with our process group."""
     daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + BOUND
-    while not ready():
-        if daemon.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{command[0]} is not there: exit code {daemon.poll()}")
-        time.sleep(0.02)
+    eventually(lambda: daemon.poll() is not None or ready(), BOUND, what=f"{command[0]}, ready")
+    if daemon.poll() is not None:
+        raise RuntimeError(f"{command[0]} ended: exit code {daemon.poll()}")
 
 
 def polkit_is_there() -> bool:

@@ -5,8 +5,8 @@ And a thread of its own for those that change the thread for good.
 
 import ctypes
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 __all__ = [
@@ -51,18 +51,5 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0) -> None:
 
 def on_a_thread(function: Callable[[], T]) -> T:
     """Run it on a thread of its own, which ends with it; returns and raises what it does."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
-            errors.append(error)
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(function).result()
